@@ -1,0 +1,9 @@
+//! Dockerfile text to build graph. A function of text, request and resolved image configs: it opens nothing, asks no
+//! clock, and any bytes give diagnostics, never a panic.
+
+pub mod ast;
+pub mod diagnostic;
+pub mod request;
+
+pub use ast::Dockerfile;
+pub use diagnostic::Diagnostic;

@@ -1,0 +1,136 @@
+//! What a build asks of the frontend, and what comes back: plain data.
+
+use std::collections::BTreeMap;
+
+use image::{Digest, ImageConfig, Platform, Reference};
+use solver::op::{Network, Source};
+use solver::{Definition, VertexId};
+
+use crate::ast::Span;
+use crate::diagnostic::Diagnostic;
+
+/// Everything besides the Dockerfile's text that decides the graph.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// `--target`; the last stage if none.
+    pub target: Option<String>,
+    /// `--build-arg`, in order; a later one of the same name wins.
+    pub build_args: Vec<(String, String)>,
+    /// `--label`.
+    pub labels: Vec<(String, String)>,
+    /// The platform of the result; `None` for the host's.
+    pub platform: Option<Platform>,
+    /// The platform that builds; `None` for the host's.
+    pub build_platform: Option<Platform>,
+    /// `--build-context name=...`.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// Where COPY without `--from` reads.
+    pub main_context: MainContext,
+    /// Patterns of the main context's ignore file, one a line, comments and blanks taken out, not yet cleaned;
+    /// with the line each stands on (1-based).
+    pub ignore: Vec<(usize, String)>,
+    /// `--no-cache`.
+    pub no_cache: bool,
+    /// `--no-cache-filter`: stage names.
+    pub no_cache_filter: Vec<String>,
+    /// `--network`: what RUN without `--network` does.
+    pub network: Network,
+    /// `--add-host`: name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// `--shm-size`, bytes.
+    pub shm_size: Option<u64>,
+    /// `--ulimit name=soft:hard`.
+    pub ulimits: Vec<String>,
+    /// `--cgroup-parent`.
+    pub cgroup_parent: Option<String>,
+    /// `--allow`: `network.host`, `security.insecure`, `device`.
+    pub allow: Vec<String>,
+    /// Proxy variables of the host's configuration: given to RUN, not in keys or history.
+    pub proxy_env: Vec<(String, String)>,
+    /// `SOURCE_DATE_EPOCH`, seconds.
+    pub source_date_epoch: Option<i64>,
+    /// There is more than one `--platform`: names of steps start with theirs.
+    pub multi_platform: bool,
+}
+
+/// The main context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MainContext {
+    /// A directory or an unpacked archive on this host: `Source::Local { name: "context" }`.
+    Local,
+    /// Read from elsewhere: git, http.
+    Source(Source),
+    /// There is none (`-` with a bare Dockerfile): every path is missing.
+    Empty,
+}
+
+impl Default for MainContext {
+    fn default() -> Self {
+        Self::Local
+    }
+}
+
+/// A named context: stands in for an image or stage of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A directory: `Source::Local { name, ignore }`; its own ignore patterns.
+    Local {
+        /// Patterns of its `.dockerignore`.
+        ignore: Vec<String>,
+    },
+    /// `docker-image://`.
+    Image(Reference),
+    /// `oci-layout://`, git, http.
+    Source(Source),
+    /// `target:name`: a stage of this Dockerfile.
+    Stage(String),
+}
+
+/// An image whose config conversion needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ImageRequest {
+    /// Which image.
+    pub source: Source,
+    /// Where it is named, for the error if it cannot be had.
+    pub span: Span,
+}
+
+/// What a [`Source::Image`] or [`Source::OciLayout`] turned out to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedImage {
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Its config.
+    pub config: ImageConfig,
+}
+
+/// What conversion came to.
+#[derive(Debug)]
+pub enum Conversion {
+    /// It needs the configs of these images first; call again with them.
+    NeedsImages(Vec<ImageRequest>),
+    /// Done.
+    Complete(Box<Converted>),
+}
+
+/// A Dockerfile as a graph.
+#[derive(Debug)]
+pub struct Converted {
+    /// The graph.
+    pub definition: Definition,
+    /// The vertex whose files are the image's; `None` for an empty image.
+    pub result: Option<VertexId>,
+    /// The image's config. `rootfs` is the base's; `created` and each new history entry's `created` are left for the
+    /// exporter to fill in from the layers.
+    pub config: ImageConfig,
+    /// How many leading history entries are the base image's.
+    pub base_history: usize,
+    /// The base image that the result's stage started from, for annotations and provenance.
+    pub base_image: Option<(Reference, Digest)>,
+    /// The platform it is for.
+    pub platform: Platform,
+    /// Lint findings.
+    pub warnings: Vec<Diagnostic>,
+    /// Variables that were given with `--build-arg` and never used.
+    pub unused_build_args: Vec<String>,
+}

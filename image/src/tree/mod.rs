@@ -1,0 +1,1 @@
+//! The merged view over a chain of layers, and what COPY and friends make of it.

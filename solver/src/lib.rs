@@ -1,0 +1,14 @@
+//! The cached DAG solver: a [`Definition`] of ops in, results out.
+//!
+//! It knows what an op is and when it must run, but not how: containers, disks and registries are behind
+//! [`driver::Runner`]. No I/O, no clock; async only in `driver`, with `futures` alone.
+
+pub mod definition;
+pub mod event;
+pub mod key;
+pub mod op;
+pub mod record;
+
+pub use definition::{Definition, Input, Vertex, VertexId};
+pub use key::{CacheKey, ResultDigest};
+pub use op::Op;
