@@ -1,0 +1,574 @@
+//! What a build command means: flags and environment, parsed and checked. Everything the environment decides is read
+//! here or in `main`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use image::{Platform, Reference};
+use solver::op::Network;
+
+use crate::cli::BuildArgs;
+use crate::failure::Failure;
+
+/// A build, as asked for.
+#[derive(Debug)]
+pub(crate) struct BuildRequest {
+    pub(crate) context: ContextSource,
+    pub(crate) dockerfile: DockerfileSource,
+    pub(crate) tags: Vec<Reference>,
+    pub(crate) target: Option<String>,
+    pub(crate) build_args: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) build_contexts: Vec<(String, String)>,
+    pub(crate) platforms: Vec<Platform>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) no_cache: bool,
+    pub(crate) no_cache_filter: Vec<String>,
+    pub(crate) pull: bool,
+    pub(crate) secrets: BTreeMap<String, SecretSource>,
+    pub(crate) ssh: BTreeMap<String, Vec<PathBuf>>,
+    pub(crate) network: Network,
+    pub(crate) extra_hosts: Vec<(String, String)>,
+    pub(crate) allow: Vec<String>,
+    pub(crate) shm_size: Option<u64>,
+    pub(crate) ulimits: Vec<String>,
+    pub(crate) cgroup_parent: Option<String>,
+    pub(crate) call: Call,
+    pub(crate) explain: bool,
+    pub(crate) jobs: usize,
+    pub(crate) progress: String,
+    pub(crate) quiet: bool,
+    pub(crate) iidfile: Option<PathBuf>,
+    pub(crate) metadata_file: Option<PathBuf>,
+    pub(crate) source_date_epoch: Option<i64>,
+    pub(crate) proxy_env: Vec<(String, String)>,
+}
+
+/// Where the context comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ContextSource {
+    Directory(PathBuf),
+    Stdin,
+    /// git or http(s).
+    Remote(String),
+}
+
+/// Where the Dockerfile comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DockerfileSource {
+    /// `Dockerfile` (or `dockerfile`) in the context.
+    Default,
+    /// A path given with `-f`.
+    Path(PathBuf),
+    Stdin,
+    Remote(String),
+}
+
+/// Where a secret's value is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SecretSource {
+    File(PathBuf),
+    Env(String),
+}
+
+/// `--call`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Build,
+    Check { json: bool },
+    Outline { json: bool },
+    Targets { json: bool },
+}
+
+/// One `--output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Output {
+    pub(crate) kind: OutputKind,
+    /// `dest`; `None` is standard output where that is possible.
+    pub(crate) dest: Option<PathBuf>,
+    /// What else was said, by key.
+    pub(crate) options: BTreeMap<String, String>,
+}
+
+/// `type` of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputKind {
+    /// Into the local store, and pushed with `push=true`.
+    Image,
+    Oci,
+    Docker,
+    Local,
+    Tar,
+    /// Nothing but the cache.
+    CacheOnly,
+}
+
+impl Output {
+    /// A boolean option.
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, Failure> {
+        self.options.get(key).map(|text| parse_bool(key, text)).transpose()
+    }
+}
+
+/// The environment that requests read, so that tests can give their own.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl BuildRequest {
+    /// Checks `args` and fills in what the environment says.
+    pub(crate) fn new(args: BuildArgs, environment: Environment<'_>) -> Result<Self, Failure> {
+        let dockerfile = match args.file.as_deref() {
+            None => DockerfileSource::Default,
+            Some("-") => DockerfileSource::Stdin,
+            Some(url) if is_remote(url) => DockerfileSource::Remote(url.to_owned()),
+            Some(path) => DockerfileSource::Path(PathBuf::from(path)),
+        };
+        let context = match args.context.as_str() {
+            "" => return Err(Failure::usage("the context is empty: give a directory, a URL or -")),
+            "-" => ContextSource::Stdin,
+            url if is_remote(url) || (is_git_shorthand(url) && !Path::new(url).is_dir()) => {
+                ContextSource::Remote(url.to_owned())
+            }
+            path => ContextSource::Directory(PathBuf::from(path)),
+        };
+        if context == ContextSource::Stdin && dockerfile == DockerfileSource::Stdin {
+            return Err(Failure::usage("standard input can be the context or the Dockerfile, not both"));
+        }
+        let tags = args
+            .tags
+            .iter()
+            .map(|tag| {
+                let reference: Reference =
+                    tag.parse().map_err(|error| Failure::usage(format!("invalid tag {tag:?}: {error}")))?;
+                if reference.digest.is_some() {
+                    return Err(Failure::usage(format!("invalid tag {tag:?}: a tag cannot have a digest")));
+                }
+                Ok(reference.with_default_tag())
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if args.no_cache && !args.no_cache_filter.is_empty() {
+            return Err(Failure::usage("--no-cache and --no-cache-filter cannot be used together"));
+        }
+        if args.push && args.load {
+            return Err(Failure::usage("--push and --load cannot be used together: give two --output"));
+        }
+        let build_args = pairs_from_environment(&args.build_args, environment);
+        let source_date_epoch = build_args
+            .iter()
+            .rev()
+            .find(|(name, _)| name == "SOURCE_DATE_EPOCH")
+            .map(|(_, value)| value.clone())
+            .or_else(|| environment("SOURCE_DATE_EPOCH"))
+            .filter(|text| !text.is_empty())
+            .map(|text| {
+                text.parse::<i64>().map_err(|_| {
+                    Failure::usage(format!("SOURCE_DATE_EPOCH is not a number of seconds: {text:?}"))
+                })
+            })
+            .transpose()?;
+        Ok(Self {
+            outputs: outputs(&args, !tags.is_empty())?,
+            context,
+            dockerfile,
+            tags,
+            target: args.target.filter(|target| !target.is_empty()),
+            build_args,
+            labels: args.labels.iter().map(|text| split_pair(text)).collect(),
+            build_contexts: args
+                .build_contexts
+                .iter()
+                .map(|text| match text.split_once('=') {
+                    Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+                    _ => {
+                        Err(Failure::usage(format!("invalid --build-context {text:?}: expected name=value")))
+                    }
+                })
+                .collect::<Result<_, _>>()?,
+            platforms: args
+                .platform
+                .iter()
+                .filter(|text| !text.is_empty())
+                .map(|text| text.parse().map_err(|error| Failure::usage(format!("{error}"))))
+                .collect::<Result<_, _>>()?,
+            no_cache: args.no_cache,
+            no_cache_filter: args.no_cache_filter,
+            pull: args.pull,
+            secrets: args.secrets.iter().map(|text| secret(text, environment)).collect::<Result<_, _>>()?,
+            ssh: args.ssh.iter().map(|text| ssh(text, environment)).collect::<Result<_, _>>()?,
+            network: match args.network.as_str() {
+                "none" => Network::None,
+                "host" => Network::Host,
+                _ => Network::Default,
+            },
+            extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
+            allow: args
+                .allow
+                .iter()
+                .map(|name| match name.split('=').next().unwrap_or(name) {
+                    "network.host" | "security.insecure" | "device" => Ok(name.clone()),
+                    _ => Err(Failure::usage(format!(
+                        "unknown --allow {name:?}: expected network.host, security.insecure or device"
+                    ))),
+                })
+                .collect::<Result<_, _>>()?,
+            shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
+            ulimits: args.ulimits,
+            cgroup_parent: args.cgroup_parent,
+            call: call(&args.call, args.check)?,
+            explain: args.explain,
+            jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {
+                std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2)
+            }),
+            progress: args.progress,
+            quiet: args.quiet,
+            iidfile: args.iidfile,
+            metadata_file: args.metadata_file,
+            source_date_epoch,
+            proxy_env: proxies(environment),
+        })
+    }
+}
+
+/// `--output`, `--push` and `--load` together. Without any of them the image goes into the local store.
+fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Failure> {
+    let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;
+    if args.push {
+        match outputs.iter_mut().find(|output| output.kind == OutputKind::Image) {
+            Some(output) => {
+                output.options.insert("push".to_owned(), "true".to_owned());
+            }
+            None => outputs.push(Output {
+                kind: OutputKind::Image,
+                dest: None,
+                options: BTreeMap::from([("push".to_owned(), "true".to_owned())]),
+            }),
+        }
+    }
+    if outputs.is_empty() {
+        outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
+    }
+    let pushes = |output: &Output| output.options.get("push").is_some_and(|push| push == "true");
+    let named = tagged || outputs.iter().any(|output| output.options.contains_key("name"));
+    if outputs.iter().any(pushes) && !named {
+        return Err(Failure::usage("a tag is needed to push: give -t NAME"));
+    }
+    Ok(outputs)
+}
+
+fn output(text: &str) -> Result<Output, Failure> {
+    if text == "-" {
+        return Ok(Output { kind: OutputKind::Tar, dest: None, options: BTreeMap::new() });
+    }
+    let fields = csv(text).map_err(|error| Failure::usage(format!("invalid --output {text:?}: {error}")))?;
+    // A lone value without `=` is a directory.
+    if let [only] = &fields[..]
+        && !only.contains('=')
+    {
+        return Ok(Output { kind: OutputKind::Local, dest: Some(only.into()), options: BTreeMap::new() });
+    }
+    let mut kind = None;
+    let mut dest = None;
+    let mut options = BTreeMap::new();
+    for field in &fields {
+        let (key, value) = field.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("invalid --output {text:?}: expected key=value, got {field:?}"))
+        })?;
+        match key.trim().to_ascii_lowercase().as_str() {
+            "type" => kind = Some(value.to_owned()),
+            "dest" => dest = Some(value.to_owned()),
+            // Annotations keep their case.
+            _ => {
+                options.insert(key.trim().to_owned(), value.to_owned());
+            }
+        }
+    }
+    let kind = match kind.as_deref() {
+        Some("image") => OutputKind::Image,
+        Some("registry") => {
+            options.insert("push".to_owned(), "true".to_owned());
+            OutputKind::Image
+        }
+        Some("oci") => OutputKind::Oci,
+        Some("docker") => OutputKind::Docker,
+        Some("local") => OutputKind::Local,
+        Some("tar") => OutputKind::Tar,
+        Some("cacheonly") => OutputKind::CacheOnly,
+        Some(other) => {
+            let known = ["image", "registry", "oci", "docker", "local", "tar", "cacheonly"];
+            return Err(Failure::usage(format!(
+                "unknown type {other:?} in --output: expected one of {}",
+                known.join(", ")
+            )));
+        }
+        None => return Err(Failure::usage(format!("invalid --output {text:?}: type is missing"))),
+    };
+    let dest = match dest.as_deref() {
+        Some("-") | None => None,
+        Some(path) => Some(PathBuf::from(path)),
+    };
+    match (kind, &dest) {
+        (OutputKind::Local, None) => {
+            Err(Failure::usage("dest is required for --output type=local: give a directory"))
+        }
+        _ => Ok(Output { kind, dest, options }),
+    }
+}
+
+fn call(text: &str, check: bool) -> Result<Call, Failure> {
+    let fields = csv(text).map_err(|error| Failure::usage(format!("invalid --call {text:?}: {error}")))?;
+    let mut name = "";
+    let mut json = false;
+    for field in &fields {
+        match field.split_once('=') {
+            Some(("format", "json")) => json = true,
+            Some(("format", "text")) => {}
+            Some(("name", value)) => name = value,
+            Some(_) => {
+                return Err(Failure::usage(format!("invalid --call {text:?}: unknown option {field:?}")));
+            }
+            None => name = field,
+        }
+    }
+    match (name, check) {
+        ("build" | "check" | "lint" | "", true) | ("check" | "lint", false) => Ok(Call::Check { json }),
+        ("build" | "", false) => Ok(Call::Build),
+        ("outline", false) => Ok(Call::Outline { json }),
+        ("targets", false) => Ok(Call::Targets { json }),
+        (_, true) => Err(Failure::usage("--check and --call cannot be used together")),
+        (other, false) => Err(Failure::usage(format!(
+            "unknown --call {other:?}: expected build, check, outline or targets"
+        ))),
+    }
+}
+
+fn secret(text: &str, environment: Environment<'_>) -> Result<(String, SecretSource), Failure> {
+    let invalid = |why: &str| Failure::usage(format!("invalid --secret {text:?}: {why}"));
+    let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
+    for field in csv(text).map_err(|error| invalid(&error))? {
+        let (key, value) = field.split_once('=').ok_or_else(|| invalid("expected key=value"))?;
+        match key.to_ascii_lowercase().as_str() {
+            "id" => id = Some(value.to_owned()),
+            "src" | "source" => file = Some(value.to_owned()),
+            "env" => variable = Some(value.to_owned()),
+            "type" if matches!(value, "file" | "env") => kind = Some(value.to_owned()),
+            "type" => return Err(invalid("type is file or env")),
+            other => return Err(invalid(&format!("unknown key {other:?}"))),
+        }
+    }
+    let id = id.ok_or_else(|| invalid("id is missing"))?;
+    let source = match (file, variable, kind.as_deref()) {
+        (None, Some(variable), _) => SecretSource::Env(variable),
+        (Some(name), None, Some("env")) => SecretSource::Env(name),
+        (Some(path), None, _) => SecretSource::File(path.into()),
+        (None, None, Some("env")) => SecretSource::Env(id.clone()),
+        (None, None, None) if environment(&id).is_some() => SecretSource::Env(id.clone()),
+        (None, None, _) => SecretSource::File(id.clone().into()),
+        (Some(_), Some(_), _) => return Err(invalid("src and env cannot be used together")),
+    };
+    match &source {
+        SecretSource::File(path) if !path.is_file() => {
+            Err(invalid(&format!("there is no file {}", path.display())))
+        }
+        SecretSource::Env(name) if environment(name).is_none() => {
+            Err(invalid(&format!("the variable {name} is not set")))
+        }
+        _ => Ok((id, source)),
+    }
+}
+
+fn ssh(text: &str, environment: Environment<'_>) -> Result<(String, Vec<PathBuf>), Failure> {
+    let (id, paths) = text.split_once('=').unwrap_or((text, ""));
+    let mut paths: Vec<PathBuf> =
+        paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    if paths.is_empty() {
+        let agent = environment("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).ok_or_else(|| {
+            Failure::usage(format!(
+                "invalid --ssh {text:?}: SSH_AUTH_SOCK is not set and no socket or key is given"
+            ))
+        })?;
+        paths.push(agent.into());
+    }
+    Ok((if id.is_empty() { "default" } else { id }.to_owned(), paths))
+}
+
+fn extra_host(text: &str) -> Result<(String, String), Failure> {
+    let pair = text.split_once('=').or_else(|| text.split_once(':'));
+    match pair {
+        Some((name, address)) if !name.is_empty() => {
+            let bare = address.trim_start_matches('[').trim_end_matches(']');
+            if address != "host-gateway" && bare.parse::<std::net::IpAddr>().is_err() {
+                return Err(Failure::usage(format!(
+                    "invalid --add-host {text:?}: {address:?} is no IP address"
+                )));
+            }
+            let address = if address == "host-gateway" { "127.0.0.1" } else { bare };
+            Ok((name.to_owned(), address.to_owned()))
+        }
+        _ => Err(Failure::usage(format!("invalid --add-host {text:?}: expected host:address"))),
+    }
+}
+
+/// `NAME=value`, or `NAME` alone for the environment's value; one that is not set is left out.
+fn pairs_from_environment(texts: &[String], environment: Environment<'_>) -> Vec<(String, String)> {
+    texts
+        .iter()
+        .filter_map(|text| match text.split_once('=') {
+            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+            None => Some((text.clone(), environment(text)?)),
+        })
+        .collect()
+}
+
+fn split_pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    (name.to_owned(), value.to_owned())
+}
+
+/// The proxy variables that RUN gets without being asked.
+fn proxies(environment: Environment<'_>) -> Vec<(String, String)> {
+    // Like buildx, the client's own environment is not handed on; only `--build-arg` and the config file decide.
+    let _ = environment;
+    Vec::new()
+}
+
+fn is_remote(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://"].iter().any(|scheme| text.starts_with(scheme))
+        || (text.starts_with("git@") && text.contains(':'))
+}
+
+/// `github.com/user/repository` is a git context without a scheme.
+fn is_git_shorthand(text: &str) -> bool {
+    text.starts_with("github.com/")
+}
+
+fn parse_bool(key: &str, text: &str) -> Result<bool, Failure> {
+    match text {
+        "true" | "1" | "t" | "T" | "TRUE" | "True" | "" => Ok(true),
+        "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
+        _ => Err(Failure::usage(format!("{key} is true or false, not {text:?}"))),
+    }
+}
+
+/// A size with a unit, in bytes: `64m`, `1.5gb`, `1GiB`, `512`. Units are powers of 1024, as in Docker's flags.
+pub(crate) fn parse_size(what: &str, text: &str) -> Result<u64, Failure> {
+    let bad =
+        || Failure::usage(format!("{what}: {text:?} is no size: expected a number and b, k, m, g or t"));
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let number: f64 = lower[..digits].parse().map_err(|_| bad())?;
+    let shift = match lower[digits..].trim() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    Ok((number * (1u64 << shift) as f64) as u64)
+}
+
+/// Splits comma-separated fields; a field in double quotes may hold commas, and `""` is a quote in it (RFC 4180).
+pub(crate) fn csv(text: &str) -> Result<Vec<String>, String> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let mut field = String::new();
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let mut chars = quoted.char_indices().peekable();
+            let end = loop {
+                match chars.next() {
+                    Some((_, '"')) if chars.peek().is_some_and(|(_, c)| *c == '"') => {
+                        chars.next();
+                        field.push('"');
+                    }
+                    Some((at, '"')) => break at + 1,
+                    Some((_, c)) => field.push(c),
+                    None => return Err("a quote is not closed".to_owned()),
+                }
+            };
+            rest = &quoted[end..];
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err("text after a closing quote".to_owned());
+            }
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            field.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+        fields.push(field);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => return Ok(fields),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(change: impl FnOnce(&mut BuildArgs)) -> Result<BuildRequest, Failure> {
+        let mut args = BuildArgs {
+            context: ".".to_owned(),
+            call: "build".to_owned(),
+            network: "default".to_owned(),
+            ..BuildArgs::default()
+        };
+        change(&mut args);
+        BuildRequest::new(args, &|name| (name == "FROM_ENV").then(|| "value".to_owned()))
+    }
+
+    #[test]
+    fn outputs_are_what_buildx_takes() {
+        let outputs = |text: &str| request(|args| args.outputs = vec![text.to_owned()]).map(|r| r.outputs);
+        let one = |text: &str| outputs(text).unwrap().remove(0);
+        assert_eq!(one("out").kind, OutputKind::Local);
+        assert_eq!(one("-").kind, OutputKind::Tar);
+        assert_eq!(one("type=tar,dest=-").dest, None);
+        let oci = one("type=oci,dest=a.tar,\"name=x:1,y:2\",annotation.Key=v");
+        assert_eq!(oci.dest, Some("a.tar".into()));
+        assert_eq!(oci.options["name"], "x:1,y:2");
+        assert_eq!(oci.options["annotation.Key"], "v");
+        assert_eq!(one("type=registry,name=localhost:5000/x").options["push"], "true");
+        for bad in ["type=what", "dest=x,foo=y", "type=local", "type=oci,x", "type=registry"] {
+            assert!(outputs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn build_args_without_a_value_come_from_the_environment() {
+        let request = request(|args| {
+            args.build_args = vec!["A=1=2".into(), "FROM_ENV".into(), "UNSET".into()];
+        });
+        let expected = [("A".to_owned(), "1=2".to_owned()), ("FROM_ENV".to_owned(), "value".to_owned())];
+        assert_eq!(request.unwrap().build_args, expected);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(request(|args| args.push = true).is_err());
+        assert!(request(|args| (args.push, args.tags) = (true, vec!["x".into()])).is_ok());
+        assert!(request(|args| (args.context, args.file) = ("-".into(), Some("-".into()))).is_err());
+        assert!(request(|args| args.tags = vec!["UPPER".into()]).is_err());
+        assert!(request(|args| args.allow = vec!["everything".into()]).is_err());
+        assert!(request(|args| args.secrets = vec!["id=x,env=UNSET".into()]).is_err());
+        assert!(request(|args| args.secrets = vec!["id=FROM_ENV".into()]).is_ok());
+        assert!(request(|args| args.call = "dance".into()).is_err());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("64m", 64 << 20), ("1.5gb", 3 << 29), ("512", 512), ("1 KiB", 1024)] {
+            assert_eq!(parse_size("x", text).unwrap(), bytes);
+        }
+        assert!(parse_size("x", "much").is_err());
+    }
+
+    #[test]
+    fn quoted_fields_hold_commas() {
+        assert_eq!(csv(r#"a,"b,c",d"#).unwrap(), ["a", "b,c", "d"]);
+        assert_eq!(csv(r#""a""b""#).unwrap(), [r#"a"b"#]);
+        assert_eq!(csv("").unwrap(), [""]);
+        assert!(csv(r#""a"#).is_err());
+        assert!(csv(r#""a"b"#).is_err());
+    }
+}
