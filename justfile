@@ -1,0 +1,27 @@
+# Every command of the project. `just` lists them.
+
+_default:
+    @just --list
+
+# Build the release binary (static): target/release/rbuild
+build:
+    cargo build --release -p builder
+
+# Build it, then build and run a real image
+demo:
+    ./scripts/demo
+
+# All checks and tests
+test:
+    ./scripts/test
+
+# Format, lint, and look for unused dependencies and forbidden licences
+check:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo machete
+    cargo deny check bans licenses sources
+
+# Measure against what else is installed; writes docs/benchmarks.md
+bench:
+    ./bench/run
