@@ -1,1 +1,7 @@
-//! placeholder
+//! What end-to-end tests stand on: a hermetic environment to run the built `rbuild` in, base images made here, and users.
+
+pub mod base;
+pub mod env;
+
+pub use base::Base;
+pub use env::{Outcome, TestEnv};
