@@ -57,7 +57,13 @@ impl Base {
                 Self::Debian => debian(root.path()),
             }
             let half = dir.join("half.tar");
-            run(Command::new("tar").arg("-C").arg(root.path()).arg("--numeric-owner").arg("-cf").arg(&half).arg("."));
+            run(Command::new("tar")
+                .arg("-C")
+                .arg(root.path())
+                .arg("--numeric-owner")
+                .arg("-cf")
+                .arg(&half)
+                .arg("."));
             std::fs::rename(half, &tar).expect("a file can be renamed");
         }
         tar
@@ -74,8 +80,12 @@ fn busybox(root: &Path) {
     for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).expect("a link can be made");
     }
-    let write = |path: &str, text: &str| std::fs::write(root.join(path), text).expect("a file can be written");
-    write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n");
+    let write =
+        |path: &str, text: &str| std::fs::write(root.join(path), text).expect("a file can be written");
+    write(
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n",
+    );
     write("etc/group", "root:x:0:\ndaemon:x:1:\nusers:x:100:\nnobody:x:65534:\n");
     write("etc/os-release", "ID=busybox\nNAME=BusyBox\n");
 }

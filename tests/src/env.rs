@@ -36,7 +36,10 @@ pub struct User {
 impl TestEnv {
     /// An empty environment for the user that runs the tests.
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("rbuild-test-").tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::Builder::new()
+            .prefix("rbuild-test-")
+            .tempdir()
+            .expect("a temporary directory can be made");
         let env = Self { dir, user: None, vars: Vec::new() };
         for name in ["home", "work", "config"] {
             std::fs::create_dir(env.dir.path().join(name)).expect("a directory can be made");
@@ -80,7 +83,8 @@ impl TestEnv {
         std::fs::create_dir_all(&dir).expect("a directory can be made");
         for (path, content) in files {
             let path = dir.join(path);
-            std::fs::create_dir_all(path.parent().expect("the context is above")).expect("a directory can be made");
+            std::fs::create_dir_all(path.parent().expect("the context is above"))
+                .expect("a directory can be made");
             std::fs::write(path, content).expect("a file can be written");
         }
         if let Some(user) = &self.user {
@@ -95,7 +99,9 @@ impl TestEnv {
             None => Command::new(program),
             Some(user) => {
                 let mut command = Command::new("setpriv");
-                command.args(["--reuid", &user.name, "--regid", &user.name, "--init-groups", "--"]).arg(program);
+                command
+                    .args(["--reuid", &user.name, "--regid", &user.name, "--init-groups", "--"])
+                    .arg(program);
                 command
             }
         };
@@ -188,12 +194,16 @@ impl User {
 pub fn rbuild() -> &'static Path {
     static BINARY: OnceLock<(PathBuf, TempDir)> = OnceLock::new();
     let (path, _) = BINARY.get_or_init(|| {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace");
+        let workspace =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace");
         run(Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "builder"]).current_dir(workspace));
         // The test binary is target/<profile>/deps/<name>.
         let me = std::env::current_exe().expect("a process knows its binary");
         let profile = me.ancestors().nth(2).expect("tests are two levels below the profile's directory");
-        let dir = tempfile::Builder::new().prefix("rbuild-bin-").tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::Builder::new()
+            .prefix("rbuild-bin-")
+            .tempdir()
+            .expect("a temporary directory can be made");
         run(Command::new("chmod").arg("0755").arg(dir.path()));
         let copy = dir.path().join("rbuild");
         std::fs::copy(profile.join("rbuild"), &copy).expect("the binary was built");
