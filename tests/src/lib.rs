@@ -1,7 +1,9 @@
 //! What end-to-end tests stand on: a hermetic environment to run the built `rbuild` in, base images made here, and users.
 
 pub mod base;
+pub mod docker_registry;
 pub mod env;
 
 pub use base::Base;
+pub use docker_registry::DockerRegistry;
 pub use env::{Outcome, TestEnv};

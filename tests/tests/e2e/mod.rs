@@ -1,0 +1,2 @@
+mod first_build;
+mod static_hello;
