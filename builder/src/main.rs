@@ -1,8 +1,10 @@
 //! `rbuild`: Dockerfiles to OCI images.
 
 mod cli;
+mod environment;
 mod failure;
 mod request;
+mod show;
 
 use std::process::ExitCode;
 

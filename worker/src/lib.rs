@@ -1,1 +1,3 @@
-//! placeholder
+//! Runs ops: sources, file ops, processes in sandboxes.
+
+pub mod source;

@@ -1,0 +1,3 @@
+//! Sources: where files come from.
+
+pub mod git;
