@@ -1,3 +1,7 @@
 //! Runs ops: sources, file ops, processes in sandboxes.
 
+pub mod exec;
+pub mod isolate;
+pub mod mount;
 pub mod source;
+pub mod sys;

@@ -1,0 +1,1 @@
+//! Mounts: lower directories of layers, and what a sandbox mounts for itself.
