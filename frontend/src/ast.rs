@@ -61,6 +61,8 @@ pub struct Instruction {
     pub original: String,
     /// Text of comment lines directly above it, without `#`: doc comments and `# check=skip=`.
     pub comments: Vec<Word>,
+    /// The first blank line between its continuation lines.
+    pub empty_continuation: Option<Span>,
     /// Flags in order, as written, for lint and suggestions; those with a meaning are in `kind` too.
     pub flags: Vec<Flag>,
     /// What it says.

@@ -48,3 +48,18 @@ impl Diagnostic {
         self
     }
 }
+
+/// The option that `name` was probably meant to be: at most two edits away, upper and lower case alike.
+pub fn nearest<'o>(name: &str, options: impl IntoIterator<Item = &'o str>) -> Option<&'o str> {
+    let length = name.chars().count();
+    if length > 64 {
+        return None;
+    }
+    let name = name.to_lowercase();
+    options
+        .into_iter()
+        .map(|option| (strsim::levenshtein(&name, &option.to_lowercase()), option))
+        .filter(|(distance, _)| (1..3.min(length)).contains(distance))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, option)| option)
+}

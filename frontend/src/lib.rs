@@ -1,9 +1,14 @@
 //! Dockerfile text to build graph. A function of text, request and resolved image configs: it opens nothing, asks no
 //! clock, and any bytes give diagnostics, never a panic.
 
+pub mod text;
+
 pub mod ast;
 pub mod diagnostic;
+pub mod expand;
+pub mod parser;
 pub mod request;
 
 pub use ast::Dockerfile;
 pub use diagnostic::Diagnostic;
+pub use parser::parse;
