@@ -1,5 +1,20 @@
 //! A layer: one immutable tar file and its index.
+//!
+//! [`read::index_tar`] takes a stranger's tar and yields the index; [`write::LayerWriter`] makes a tar and its index
+//! from entries. Both agree: what the writer writes, the reader reads back as the same index.
 
+pub mod archive;
 pub mod entry;
+pub mod index;
+pub mod read;
+pub mod whiteout;
+pub mod write;
 
+mod header;
+mod pax;
+
+pub use archive::{TarEntry, TarKind, TarReader};
 pub use entry::{Entry, Kind};
+pub use index::LayerIndex;
+pub use read::index_tar;
+pub use write::{Data, LayerWriter};
