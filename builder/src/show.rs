@@ -37,7 +37,8 @@ pub(crate) fn ago(seconds: i64) -> String {
 
 /// RFC 3339 in UTC, whole seconds, as image configs have it.
 pub(crate) fn rfc3339(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |time| time.to_string())
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |time| time.to_string())
 }
 
 /// Reads what [`rfc3339`] writes, and any other RFC 3339 time.
@@ -48,7 +49,8 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<i64> {
 /// Writes rows in columns, three spaces apart, as wide as their widest cell.
 pub(crate) fn table(out: &mut dyn Write, rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     for row in rows {
         let mut line = String::new();

@@ -1,0 +1,270 @@
+//! `meta.db`: the schema, how it is opened, migrated and used.
+//!
+//! SQLite in WAL mode. Opened at the first use; opening a database that exists runs no DDL and reads one page. Every
+//! change is one `BEGIN IMMEDIATE` transaction. `synchronous=NORMAL`: a power loss may take the last transactions, never
+//! tear one. What the database says about *files* is only believed after the file's size was looked at, and, if the
+//! file was not known to be on disk, only within the [`Epoch`](crate::root::Epoch) in which it was written.
+//!
+//! A damaged database is moved aside and begun anew: a cache lost, not a store lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::DbConfig, ffi};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The version of the schema below; a higher one is refused, a lower one migrated.
+const VERSION: i64 = 1;
+
+/// A WAL longer than this is written back when the connection closes, so that the next one opens fast.
+const LONG_WAL: u64 = 1 << 20;
+
+/// Digests are blobs of 32 (SHA-256, BLAKE3) or 64 bytes; times are seconds since the epoch. A non-null `epoch` says in
+/// which boot a file was written that is not yet known to be on disk.
+const SCHEMA: &str = "
+CREATE TABLE layers(
+    diff_id BLOB PRIMARY KEY, tar_size INTEGER NOT NULL, index_size INTEGER NOT NULL, index_hash BLOB NOT NULL,
+    created INTEGER NOT NULL, last_used INTEGER NOT NULL, epoch BLOB
+) WITHOUT ROWID;
+CREATE TABLE blobs(
+    digest BLOB PRIMARY KEY, size INTEGER NOT NULL, created INTEGER NOT NULL, last_used INTEGER NOT NULL, epoch BLOB
+) WITHOUT ROWID;
+CREATE TABLE layer_blobs(
+    diff_id BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL, media_type TEXT NOT NULL,
+    algorithm INTEGER NOT NULL, level INTEGER, annotations TEXT NOT NULL,
+    PRIMARY KEY (diff_id, digest)
+) WITHOUT ROWID;
+CREATE INDEX layer_blobs_digest ON layer_blobs(digest);
+CREATE TABLE locations(
+    digest BLOB NOT NULL, registry TEXT NOT NULL, repository TEXT NOT NULL, seen INTEGER NOT NULL,
+    PRIMARY KEY (digest, registry, repository)
+) WITHOUT ROWID;
+CREATE TABLE images(
+    digest BLOB PRIMARY KEY, descriptor TEXT NOT NULL, stored INTEGER NOT NULL, last_used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE tags(
+    reference TEXT NOT NULL, turn INTEGER NOT NULL, digest BLOB NOT NULL, time INTEGER NOT NULL, epoch BLOB,
+    PRIMARY KEY (reference, turn)
+) WITHOUT ROWID;
+CREATE TABLE records(
+    key BLOB PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL, bytes BLOB NOT NULL,
+    created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX records_step ON records(step, created);
+CREATE INDEX records_layer ON records(diff_id);
+CREATE TABLE memo(
+    result BLOB NOT NULL, selector BLOB NOT NULL, digest BLOB NOT NULL, last_used INTEGER NOT NULL,
+    PRIMARY KEY (result, selector)
+) WITHOUT ROWID;
+CREATE TABLE pins(source TEXT PRIMARY KEY, value BLOB NOT NULL, time INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE directories(
+    kind INTEGER NOT NULL, name BLOB NOT NULL, description TEXT NOT NULL,
+    created INTEGER NOT NULL, last_used INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+";
+
+/// Why the database did not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// SQLite's own words.
+    #[error("could not use the database {}: {source}", path.display())]
+    Sql {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// A later rbuild made it.
+    #[error("could not use the database {}: it has version {found}, this rbuild knows {VERSION}; use a newer rbuild", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+}
+
+impl DbError {
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Sql { source, .. } if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+}
+
+/// The database, opened when it is first asked something.
+#[derive(Debug)]
+pub(crate) struct Db {
+    path: PathBuf,
+    // `None` until the first use.
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Db {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, connection: Mutex::new(None) }
+    }
+
+    /// Runs `ask` outside of a transaction.
+    pub(crate) fn read<T>(&self, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DbError> {
+        let mut guard = self.lock();
+        ask(self.opened(&mut guard)?).map_err(|source| self.sql(source))
+    }
+
+    /// Runs `change` in one transaction; an error undoes it.
+    pub(crate) fn write<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, DbError> {
+        let mut guard = self.lock();
+        let connection = self.opened(&mut guard)?;
+        let run = || {
+            let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+            let value = change(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|source| self.sql(source))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        // A panic between two statements left no half transaction: it was rolled back when it was dropped.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened<'a>(&self, slot: &'a mut Option<Connection>) -> Result<&'a Connection, DbError> {
+        if slot.is_none() {
+            *slot = Some(self.open()?);
+        }
+        Ok(slot.as_ref().expect("it was just put there"))
+    }
+
+    fn open(&self) -> Result<Connection, DbError> {
+        match open(&self.path) {
+            Err(DbError::Sql { source, .. }) if is_damage(&source) => {
+                set_aside(&self.path);
+                open(&self.path)
+            }
+            other => other,
+        }
+    }
+
+    fn sql(&self, source: rusqlite::Error) -> DbError {
+        DbError::Sql { path: self.path.clone(), source }
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        let Some(connection) = self.lock().take() else { return };
+        let wal = self.path.with_extension("db-wal");
+        if fs::metadata(wal).is_ok_and(|meta| meta.len() > LONG_WAL) {
+            // Others at work: they will do it.
+            let _ = connection.pragma_query(None, "wal_checkpoint(TRUNCATE)", |_| Ok(()));
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Connection, DbError> {
+    let sql = |source| DbError::Sql { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match Connection::open_with_flags(path, flags) {
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen) => {
+            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_CREATE)
+        }
+        other => other,
+    }
+    .map_err(sql)?;
+    connection.busy_timeout(Duration::from_secs(20)).map_err(sql)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    match version(&connection).map_err(sql)? {
+        0 => create(&connection).map_err(sql)?,
+        VERSION => {}
+        found => return Err(DbError::Newer { path: path.to_owned(), found }),
+    }
+    connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 256).map_err(sql)?;
+    Ok(connection)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    // Another process may have been first.
+    if version(&transaction)? == 0 {
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    transaction.commit()
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error(),
+        Some(ffi::Error { code: ffi::ErrorCode::DatabaseCorrupt | ffi::ErrorCode::NotADatabase, .. })
+    )
+}
+
+/// Moves a damaged database out of the way; the last one is kept for whoever wants to look.
+fn set_aside(path: &Path) {
+    for (from, to) in [("db", "db.damaged"), ("db-wal", "db-wal.damaged"), ("db-shm", "db-shm.damaged")] {
+        let _ = fs::rename(path.with_extension(from), path.with_extension(to));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_database_opens_again_and_keeps_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.db");
+        let pin =
+            |db: &Db| db.write(|tx| tx.execute("INSERT INTO pins VALUES ('a', x'00', 1)", [])).map(|_| ());
+        pin(&Db::new(path.clone())).unwrap();
+        let db = Db::new(path);
+        assert!(pin(&db).unwrap_err().to_string().contains("UNIQUE"));
+        let count: i64 = db.read(|c| c.query_row("SELECT count(*) FROM pins", [], |row| row.get(0))).unwrap();
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_later_version_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.db");
+        Db::new(path.clone()).write(|tx| tx.pragma_update(None, "user_version", 99)).unwrap();
+        for _ in 0..2 {
+            let error = Db::new(path.clone()).read(|_| Ok(())).unwrap_err();
+            assert!(matches!(error, DbError::Newer { found: 99, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_database_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.db");
+        fs::write(&path, vec![7; 8192]).unwrap();
+        Db::new(path.clone()).write(|tx| tx.execute("DELETE FROM pins", [])).unwrap();
+        assert_eq!(fs::read(path.with_extension("db.damaged")).unwrap(), vec![7; 8192]);
+    }
+
+    #[test]
+    fn an_error_undoes_the_whole_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::new(dir.path().join("meta.db"));
+        db.write(|tx| {
+            tx.execute("INSERT INTO pins VALUES ('a', x'00', 1)", [])?;
+            tx.execute("INSERT INTO pins VALUES ('a', x'00', 1)", [])
+        })
+        .unwrap_err();
+        let count: i64 = db.read(|c| c.query_row("SELECT count(*) FROM pins", [], |row| row.get(0))).unwrap();
+        assert_eq!(count, 0);
+    }
+}

@@ -1,0 +1,297 @@
+//! What the cache remembers: records of steps, digests of selections, pins of sources. All bytes; the solver and the
+//! worker know what they mean.
+//!
+//! A record is true whether or not its layer is still here, so records outlive pruned layers, and need no
+//! [`Epoch`](crate::root::Epoch): who wants the layer asks [`Layers::contains`](crate::layer::Layers::contains).
+
+use image::DiffId;
+use rusqlite::OptionalExtension;
+
+use crate::error::StoreError;
+use crate::layer::digest_of;
+use crate::root::{Root, USED_GRAIN, now};
+
+/// The records of steps, by key.
+#[derive(Clone, Debug)]
+pub struct Records {
+    root: Root,
+}
+
+/// A record to be kept.
+#[derive(Clone, Debug)]
+pub struct NewRecord<'a> {
+    /// The step's key.
+    pub key: [u8; 32],
+    /// Names the step across builds whose keys differ (the same instruction of the same stage): what
+    /// [`Records::previous`] finds it by.
+    pub step: [u8; 32],
+    /// The layer it made.
+    pub diff_id: DiffId,
+    /// The encoded record.
+    pub bytes: &'a [u8],
+    /// What it was, for `du`.
+    pub description: &'a str,
+}
+
+impl Records {
+    pub(crate) fn new(root: Root) -> Self {
+        Self { root }
+    }
+
+    /// The record under `key`.
+    pub fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.get_many([key])?.pop().flatten())
+    }
+
+    /// The records under `keys`, in their order.
+    pub fn get_many<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a [u8; 32]>,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut stale = Vec::new();
+        let recent = now() - USED_GRAIN;
+        let found = self.root.inner.db.read(|db| {
+            let mut query = db.prepare_cached("SELECT bytes, last_used FROM records WHERE key = ?1")?;
+            keys.into_iter()
+                .map(|key| {
+                    let row: Option<(Vec<u8>, i64)> =
+                        query.query_row([&key[..]], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+                    Ok(row.map(|(bytes, last_used)| {
+                        if last_used < recent {
+                            stale.push(key.to_vec());
+                        }
+                        bytes
+                    }))
+                })
+                .collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        if !stale.is_empty() {
+            self.root.used(|used| used.records.append(&mut stale));
+        }
+        Ok(found)
+    }
+
+    /// Keeps a record, over an older one with its key.
+    pub fn put(&self, record: &NewRecord<'_>) -> Result<(), StoreError> {
+        let now = now();
+        self.root.inner.db.write(|tx| {
+            tx.prepare_cached("INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6)")?
+                .execute((
+                    &record.key[..],
+                    &record.step[..],
+                    record.diff_id.0.bytes(),
+                    record.bytes,
+                    now,
+                    record.description,
+                ))
+        })?;
+        Ok(())
+    }
+
+    /// Keeps a record unless there is one with its key: what is imported never replaces what was seen here.
+    pub fn put_new(&self, record: &NewRecord<'_>) -> Result<bool, StoreError> {
+        let now = now();
+        Ok(self.root.inner.db.write(|tx| {
+            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6)")?
+                .execute((
+                    &record.key[..],
+                    &record.step[..],
+                    record.diff_id.0.bytes(),
+                    record.bytes,
+                    now,
+                    record.description,
+                ))
+                .map(|rows| rows > 0)
+        })?)
+    }
+
+    /// The last record of a step under whatever key: with it a miss is explained.
+    pub fn previous(&self, step: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.root.inner.db.read(|db| {
+            db.prepare_cached("SELECT bytes FROM records WHERE step = ?1 ORDER BY created DESC LIMIT 1")?
+                .query_row([&step[..]], |row| row.get(0))
+                .optional()
+        })?)
+    }
+
+    /// Forgets a record. `false`: there was none.
+    pub fn forget(&self, key: &[u8; 32]) -> Result<bool, StoreError> {
+        Ok(self.root.inner.db.write(|tx| {
+            Ok(tx.prepare_cached("DELETE FROM records WHERE key = ?1")?.execute([&key[..]])? > 0)
+        })?)
+    }
+
+    /// All keys, with the layers of their records.
+    pub fn list(&self) -> Result<Vec<([u8; 32], DiffId)>, StoreError> {
+        Ok(self.root.inner.db.read(|db| {
+            let mut query = db.prepare_cached("SELECT key, diff_id FROM records ORDER BY created, key")?;
+            let rows = query.query_map([], |row| {
+                Ok(digest_of(row.get_ref(1)?.as_blob()?).map(|digest| (row.get(0), DiffId(digest))))
+            })?;
+            rows.filter_map(Result::transpose)
+                .map(|row| row.and_then(|(key, diff_id)| Ok((key?, diff_id))))
+                .collect()
+        })?)
+    }
+}
+
+/// Digests of what selectors pick from results.
+#[derive(Clone, Debug)]
+pub struct Memo {
+    root: Root,
+}
+
+impl Memo {
+    pub(crate) fn new(root: Root) -> Self {
+        Self { root }
+    }
+
+    /// What was remembered for this result and selector.
+    pub fn get(&self, result: &[u8; 32], selector: &[u8; 32]) -> Result<Option<[u8; 32]>, StoreError> {
+        Ok(self.root.inner.db.read(|db| {
+            db.prepare_cached("SELECT digest FROM memo WHERE result = ?1 AND selector = ?2")?
+                .query_row([&result[..], &selector[..]], |row| row.get(0))
+                .optional()
+        })?)
+    }
+
+    /// Remembers it.
+    pub fn put(&self, result: &[u8; 32], selector: &[u8; 32], digest: &[u8; 32]) -> Result<(), StoreError> {
+        self.root.inner.db.write(|tx| {
+            tx.prepare_cached("INSERT OR REPLACE INTO memo VALUES (?1, ?2, ?3, ?4)")?.execute((
+                &result[..],
+                &selector[..],
+                &digest[..],
+                now(),
+            ))
+        })?;
+        Ok(())
+    }
+}
+
+/// What a source that may move (a tag, a branch, a URL) pointed at, and when.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: Root,
+}
+
+/// One pin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// What it pointed at, encoded by whoever resolved it.
+    pub value: Vec<u8>,
+    /// When that was seen, seconds since the epoch.
+    pub time: i64,
+}
+
+impl Pins {
+    pub(crate) fn new(root: Root) -> Self {
+        Self { root }
+    }
+
+    /// What `source` pointed at.
+    pub fn get(&self, source: &str) -> Result<Option<Pin>, StoreError> {
+        Ok(self.root.inner.db.read(|db| {
+            db.prepare_cached("SELECT value, time FROM pins WHERE source = ?1")?
+                .query_row([source], |row| Ok(Pin { value: row.get(0)?, time: row.get(1)? }))
+                .optional()
+        })?)
+    }
+
+    /// Notes what `source` points at now.
+    pub fn put(&self, source: &str, value: &[u8]) -> Result<(), StoreError> {
+        self.root.inner.db.write(|tx| {
+            tx.prepare_cached("INSERT OR REPLACE INTO pins VALUES (?1, ?2, ?3)")?.execute((
+                source,
+                value,
+                now(),
+            ))
+        })?;
+        Ok(())
+    }
+
+    /// Forgets a pin.
+    pub fn forget(&self, source: &str) -> Result<(), StoreError> {
+        self.root
+            .inner
+            .db
+            .write(|tx| tx.prepare_cached("DELETE FROM pins WHERE source = ?1")?.execute([source]))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::tests::root;
+    use image::Digest;
+
+    #[test]
+    fn records_come_back_by_key_and_by_step() {
+        let (_dir, root) = root();
+        let records = root.records();
+        let diff_id = DiffId(Digest::of(b"layer"));
+        let record = |key: u8, bytes| NewRecord {
+            key: [key; 32],
+            step: [9; 32],
+            diff_id,
+            bytes,
+            description: "RUN x",
+        };
+        records.put(&record(1, b"one")).unwrap();
+        assert!(!records.put_new(&record(1, b"imported")).unwrap());
+        assert!(records.put_new(&record(2, b"two")).unwrap());
+        assert_eq!(
+            records.get_many([&[2; 32], &[3; 32], &[1; 32]]).unwrap(),
+            [Some(b"two".to_vec()), None, Some(b"one".to_vec())]
+        );
+        assert!(records.previous(&[9; 32]).unwrap().is_some());
+        assert_eq!(records.previous(&[8; 32]).unwrap(), None);
+        assert_eq!(records.list().unwrap().len(), 2);
+        assert!(records.forget(&[1; 32]).unwrap() && !records.forget(&[1; 32]).unwrap());
+        assert_eq!(records.get(&[1; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn memos_and_pins_are_replaced() {
+        let (_dir, root) = root();
+        assert_eq!(root.memo().get(&[1; 32], &[2; 32]).unwrap(), None);
+        root.memo().put(&[1; 32], &[2; 32], &[3; 32]).unwrap();
+        root.memo().put(&[1; 32], &[2; 32], &[4; 32]).unwrap();
+        assert_eq!(root.memo().get(&[1; 32], &[2; 32]).unwrap(), Some([4; 32]));
+        root.pins().put("docker-image://a", b"x").unwrap();
+        root.pins().put("docker-image://a", b"y").unwrap();
+        assert_eq!(root.pins().get("docker-image://a").unwrap().unwrap().value, b"y");
+        root.pins().forget("docker-image://a").unwrap();
+        assert_eq!(root.pins().get("docker-image://a").unwrap(), None);
+    }
+
+    #[test]
+    fn a_cached_build_writes_nothing() {
+        let (dir, root) = root();
+        let diff_id = DiffId(Digest::of(b"layer"));
+        let record = NewRecord { key: [1; 32], step: [1; 32], diff_id, bytes: b"", description: "" };
+        root.records().put(&record).unwrap();
+        root.records().get(&[1; 32]).unwrap();
+        drop(root);
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        let written = |root: &Root| {
+            root.inner
+                .db
+                .read(|db| db.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0)))
+                .unwrap()
+        };
+        root.records().get(&[1; 32]).unwrap();
+        root.flush().unwrap();
+        assert_eq!(written(&root), 0);
+        root.inner.db.write(|tx| tx.execute("UPDATE records SET last_used = 5", [])).unwrap();
+        root.records().get(&[1; 32]).unwrap();
+        root.flush().unwrap();
+        let uses: i64 = root
+            .inner
+            .db
+            .read(|db| db.query_row("SELECT uses FROM records WHERE last_used > 5", [], |row| row.get(0)))
+            .unwrap();
+        assert_eq!(uses, 1);
+    }
+}
