@@ -1,6 +1,8 @@
 //! Runs ops: sources, file ops, processes in sandboxes.
 
+pub mod diff;
 pub mod exec;
+pub mod inside;
 pub mod isolate;
 pub mod mount;
 pub mod source;

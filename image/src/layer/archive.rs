@@ -531,7 +531,7 @@ pub fn normalise(name: &[u8]) -> Result<BString, &'static str> {
 
 /// Checks a sparse file's map against its length and the length of its stored data.
 fn holes(numbers: &[u64], size: u64, stored: u64) -> Result<Holes, &'static str> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err("the sparse map is malformed");
     }
     let mut ranges = Vec::with_capacity(numbers.len() / 2);

@@ -250,10 +250,10 @@ fn check(entries: &[Entry], tar_size: u64) -> Result<(), IndexError> {
         }
         match &entry.kind {
             Kind::Directory { .. } => ancestors.push(entry.path.as_bstr()),
-            Kind::File { size, offset, .. } => {
-                if offset % 512 != 0 || offset.checked_add(*size).is_none_or(|end| end > tar_size) {
-                    return fail(entry, "its data is not in the tar");
-                }
+            Kind::File { size, offset, .. }
+                if offset % 512 != 0 || offset.checked_add(*size).is_none_or(|end| end > tar_size) =>
+            {
+                return fail(entry, "its data is not in the tar");
             }
             Kind::Hardlink { target } => {
                 if !is_normal(target) || target.is_empty() {

@@ -94,7 +94,7 @@ impl Records {
             }
             b"offset" | b"numbytes" => {
                 // Format 0.0 repeats them by turns.
-                if (key == b"offset") != (sparse.map.len() % 2 == 0) {
+                if (key == b"offset") != (sparse.map.len().is_multiple_of(2)) {
                     return Err("a sparse map is out of order");
                 }
                 sparse.map.push(unsigned(value)?.ok_or("a sparse map has an empty number")?);
@@ -105,8 +105,11 @@ impl Records {
     }
 }
 
-/// Takes one record off: key, value, the rest.
-fn split(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Key, value and what follows the record.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Takes one record off.
+fn split(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
     let space = bytes.iter().take(8).position(|byte| *byte == b' ').ok_or("a PAX record has no length")?;
     let length = unsigned(&bytes[..space])?.ok_or("a PAX record has no length")?;
     let length = usize::try_from(length).map_err(|_| "a PAX record is too long")?;

@@ -645,10 +645,11 @@ mod tests {
             prop_assert_eq!(&copy, &tar);
             prop_assert_eq!(&read, &index);
             for (entry, bytes) in &nodes {
-                if let Some(Entry { kind: Kind::File { size, offset, content }, .. }) = read.get(&entry.path) {
-                    if *size == bytes.len() as u64 && *content == ContentDigest::of(bytes) {
-                        prop_assert_eq!(&tar[*offset as usize..][..bytes.len()], &bytes[..]);
-                    }
+                if let Some(Entry { kind: Kind::File { size, offset, content }, .. }) = read.get(&entry.path)
+                    && *size == bytes.len() as u64
+                    && *content == ContentDigest::of(bytes)
+                {
+                    prop_assert_eq!(&tar[*offset as usize..][..bytes.len()], &bytes[..]);
                 }
             }
             prop_assert_eq!(LayerIndex::from_bytes(&index.to_bytes()), Ok(index));

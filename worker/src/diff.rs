@@ -1,0 +1,449 @@
+//! What a step wrote, as a layer: overlayfs' upper directory becomes a tar and its index.
+//!
+//! Nothing else is looked at: overlayfs already has every changed file here, deletions as character devices 0:0 and
+//! hidden directories by an extended attribute (Linux, `Documentation/filesystems/overlayfs.rst`). What is not a change
+//! is left out as BuildKit does: directories that were only copied up, marks that hide nothing, stubs that the sandbox
+//! made for its mounts. Nobody may write to the directory meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bstr::{BStr, BString, ByteSlice};
+use image::ContentDigest;
+use image::layer::write::WriteError;
+use image::layer::{Data, Entry, Kind, LayerIndex, LayerWriter};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::inside;
+
+/// Which extended attributes overlayfs keeps its marks in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// `trusted.overlay.`: mounted by root.
+    Trusted,
+    /// `user.overlay.`: mounted in a user namespace, with the option `userxattr`.
+    User,
+}
+
+impl Marks {
+    /// What the attributes' names begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.",
+            Self::User => "user.overlay.",
+        }
+    }
+}
+
+/// A name that the sandbox made and not the step: left out with all that is below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stub {
+    /// In the form of [`Entry::path`].
+    pub path: BString,
+    /// The modification time that its directory had before, seconds since the epoch; `None` to leave it.
+    pub parent_mtime: Option<i64>,
+}
+
+/// The layers below, as far as it matters here: the entry that is seen at a path.
+pub type Lower<'a> = &'a dyn Fn(&BStr) -> Option<Entry>;
+
+/// How an upper directory is read.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "closures have none")]
+pub struct Options<'a> {
+    /// Where overlayfs' marks are.
+    pub marks: Marks,
+    /// Names to leave out.
+    pub stubs: &'a [Stub],
+    /// What is below; without it, marks and copied-up directories are kept even where they change nothing.
+    pub lower: Option<Lower<'a>>,
+    /// Later modification times become this one (`SOURCE_DATE_EPOCH`), seconds since the epoch.
+    pub latest_mtime: Option<i64>,
+}
+
+/// An upper directory that could not be made a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum DiffError {
+    /// A file could not be looked at.
+    #[error("could not read {path:?} of the step's changes: {source}")]
+    Read {
+        /// Below the upper directory.
+        path: BString,
+        /// Why.
+        source: Errno,
+    },
+    /// Overlayfs was mounted with an option that keeps data elsewhere.
+    #[error("could not read {path:?} of the step's changes: it has the overlayfs attribute {attribute}")]
+    Elsewhere {
+        /// Below the upper directory.
+        path: BString,
+        /// Which one.
+        attribute: BString,
+    },
+    /// The layer could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// Writes the layer that `upper` holds to `out`.
+pub fn write_layer<W: Write>(
+    upper: BorrowedFd<'_>,
+    options: &Options<'_>,
+    out: W,
+) -> Result<(W, LayerIndex), DiffError> {
+    let entries = scan(upper, options)?;
+    let mut layer = LayerWriter::new(out);
+    for entry in entries {
+        if let Kind::File { size: 1.., .. } = entry.kind {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            let fd = inside::open(upper, &entry.path, flags, Mode::empty())
+                .map_err(|source| DiffError::Read { path: entry.path.clone(), source })?;
+            layer.append(entry, Data::New(&mut File::from(fd)))?;
+        } else {
+            layer.append(entry, Data::None)?;
+        }
+    }
+    Ok(layer.finish()?)
+}
+
+/// The changes that `upper` holds, in order. Files have no content digest yet.
+pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, DiffError> {
+    let mut scan = Scan {
+        options,
+        stubs: options.stubs.iter().map(|stub| (stub.path.as_bstr(), stub.parent_mtime)).collect(),
+        links: HashMap::new(),
+        entries: Vec::new(),
+        unchanged: Vec::new(),
+    };
+    let mut todo = vec![(BString::default(), upper_names(upper, b"")?)];
+    // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
+    // BuildKit either.
+    while let Some((dir, names)) = todo.last_mut() {
+        let Some(name) = names.pop() else {
+            let (dir, _) = todo.pop().expect("it was just looked at");
+            // Nothing below it changed, and it did not either.
+            scan.unchanged.retain(|entry| entry.path != dir);
+            continue;
+        };
+        let mut path = dir.clone();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name);
+        if scan.stubs.contains_key(path.as_bstr()) {
+            continue;
+        }
+        if scan.add(upper, path.as_bstr())? {
+            todo.push((path.clone(), upper_names(upper, &path)?));
+        }
+    }
+    Ok(scan.entries)
+}
+
+/// The names in a directory, the first one last.
+fn upper_names(upper: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<BString>, DiffError> {
+    let mut names = inside::open_dir(upper, path)
+        .and_then(|dir| inside::list(dir.as_fd()))
+        .map_err(|source| DiffError::Read { path: path.into(), source })?;
+    names.reverse();
+    Ok(names)
+}
+
+struct Scan<'a> {
+    options: &'a Options<'a>,
+    stubs: BTreeMap<&'a BStr, Option<i64>>,
+    // The first name of each file that has several, by device and inode.
+    links: HashMap<(u64, u64), BString>,
+    entries: Vec<Entry>,
+    // Directories on the way to here that are as they are below: only written if something in them is.
+    unchanged: Vec<Entry>,
+}
+
+impl Scan<'_> {
+    /// Adds what is at `path`; `true` if it is a directory to go into.
+    fn add(&mut self, upper: BorrowedFd<'_>, path: &BStr) -> Result<bool, DiffError> {
+        let error = |source| DiffError::Read { path: path.into(), source };
+        let fd = inside::open(upper, path, OFlags::PATH, Mode::empty()).map_err(error)?;
+        let stat = rustix::fs::fstat(&fd).map_err(error)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Socket {
+            tracing::warn!("left the socket {path:?} out of the layer");
+            return Ok(false);
+        }
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            self.add_whiteout(path);
+            return Ok(false);
+        }
+        let mut entry = Entry {
+            path: path.into(),
+            kind: Kind::Fifo,
+            mode: (stat.st_mode & 0o7777) as u16,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: self.mtime(path, &stat),
+            xattrs: BTreeMap::new(),
+        };
+        if stat.st_nlink > 1
+            && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
+        {
+            entry.kind = Kind::Hardlink { target: first.clone() };
+            self.push(entry);
+            return Ok(false);
+        }
+        let mut opaque = false;
+        for (name, value) in inside::xattrs(fd.as_fd()).map_err(error)? {
+            match name.strip_prefix(self.options.marks.prefix().as_bytes()) {
+                Some(b"opaque") => opaque = value == "y",
+                // A deletion on a file system without devices; only those of the directory are looked at by overlayfs.
+                Some(b"whiteout") if kind == FileType::RegularFile && stat.st_size == 0 => {
+                    self.add_whiteout(path);
+                    return Ok(false);
+                }
+                Some(b"redirect" | b"metacopy") => {
+                    return Err(DiffError::Elsewhere { path: path.into(), attribute: name });
+                }
+                _ => {
+                    entry.xattrs.insert(name, value);
+                }
+            }
+        }
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        entry.kind = match kind {
+            FileType::RegularFile => Kind::File {
+                size: u64::try_from(stat.st_size).unwrap_or_default(),
+                offset: 0,
+                content: ContentDigest([0; 32]),
+            },
+            FileType::Directory => Kind::Directory { opaque, implied: false },
+            FileType::Symlink => Kind::Symlink {
+                target: rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(error)?.into_bytes().into(),
+            },
+            FileType::CharacterDevice => Kind::CharDevice { major, minor },
+            FileType::BlockDevice => Kind::BlockDevice { major, minor },
+            FileType::Fifo => Kind::Fifo,
+            _ => return Err(error(Errno::OPNOTSUPP)),
+        };
+        if kind == FileType::Directory {
+            self.add_directory(entry);
+            return Ok(true);
+        }
+        if stat.st_nlink > 1 && kind == FileType::RegularFile {
+            self.links.insert((stat.st_dev, stat.st_ino), path.into());
+        }
+        self.push(entry);
+        Ok(false)
+    }
+
+    fn add_directory(&mut self, mut entry: Entry) {
+        // The writer leaves these out anyway, and they must not make a difference here.
+        entry.xattrs.retain(|name, _| !image::layer::whiteout::is_unwanted_xattr(name));
+        let below = self.options.lower.map(|lower| lower(entry.path.as_bstr()));
+        if let (Some(below), Kind::Directory { opaque, .. }) = (&below, &mut entry.kind) {
+            // Overlayfs marks every new directory; only where another one is below does it hide something.
+            *opaque &= below.as_ref().is_some_and(|below| below.kind.is_dir());
+            if let Some(below) = below
+                && below.kind.is_dir()
+                && !*opaque
+                && (below.mode, below.uid, below.gid) == (entry.mode, entry.uid, entry.gid)
+                && below.xattrs == entry.xattrs
+            {
+                self.unchanged.push(entry);
+                return;
+            }
+        }
+        self.push(entry);
+    }
+
+    fn add_whiteout(&mut self, path: &BStr) {
+        if self.options.lower.is_some_and(|lower| lower(path).is_none()) {
+            return;
+        }
+        self.push(Entry {
+            path: path.into(),
+            kind: Kind::Whiteout,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            xattrs: BTreeMap::new(),
+        });
+    }
+
+    /// Adds an entry, and before it the directories above it that are otherwise unchanged.
+    fn push(&mut self, entry: Entry) {
+        self.entries.append(&mut self.unchanged);
+        self.entries.push(entry);
+    }
+
+    fn mtime(&self, path: &BStr, stat: &Stat) -> i64 {
+        let is_parent = |stub: &BStr| image::layer::index::parent(stub) == Some(path.as_bytes());
+        let restored = self.stubs.iter().find_map(|(stub, mtime)| mtime.filter(|_| is_parent(stub)));
+        let mtime = restored.unwrap_or(stat.st_mtime);
+        self.options.latest_mtime.map_or(mtime, |latest| mtime.min(latest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+    use std::path::Path;
+    use std::{fs, io};
+
+    use image::layer::index_tar;
+    use rustix::fs::CWD;
+    use rustix::mount::{MountFlags, UnmountFlags};
+
+    use super::*;
+
+    fn options<'a>(lower: Option<Lower<'a>>, stubs: &'a [Stub]) -> Options<'a> {
+        Options { marks: Marks::Trusted, stubs, lower, latest_mtime: None }
+    }
+
+    fn open(dir: &Path) -> std::os::fd::OwnedFd {
+        rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    /// What `step` changes in a tree that `before` made, seen through overlayfs. `None` if this is not root.
+    fn changes(before: fn(&Path), step: fn(&Path), stubs: &[Stub]) -> Option<Vec<Entry>> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let [lower, upper, work, merged] =
+            ["lower", "upper", "work", "merged"].map(|name| dir.path().join(name));
+        for made in [&lower, &upper, &work, &merged] {
+            fs::create_dir(made).unwrap();
+        }
+        before(&lower);
+        let data = format!(
+            "lowerdir={},upperdir={},workdir={},redirect_dir=off,metacopy=off",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let data = std::ffi::CString::new(data).unwrap();
+        rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), Some(&*data)).unwrap();
+        let done = std::panic::catch_unwind(|| step(&merged));
+        rustix::mount::unmount(&merged, UnmountFlags::DETACH).unwrap();
+        done.unwrap();
+
+        let below = scan(open(&lower).as_fd(), &options(None, &[])).unwrap();
+        let lower = |path: &BStr| below.iter().find(|entry| entry.path == path).cloned();
+        let upper = open(&upper);
+        let (tar, index) = write_layer(upper.as_fd(), &options(Some(&lower), stubs), Vec::new()).unwrap();
+        assert_eq!(index_tar(&tar[..], io::sink()).unwrap(), index);
+        Some(index.into_entries())
+    }
+
+    fn names(entries: &[Entry]) -> Vec<String> {
+        entries.iter().skip(1).map(|entry| entry.path.to_string()).collect()
+    }
+
+    #[test]
+    fn every_kind_of_change_is_in_the_layer() {
+        let before = |root: &Path| {
+            fs::create_dir_all(root.join("etc/old")).unwrap();
+            fs::write(root.join("etc/passwd"), "root").unwrap();
+            fs::write(root.join("etc/old/file"), "x").unwrap();
+            fs::write(root.join("gone"), "x").unwrap();
+            fs::create_dir(root.join("replaced")).unwrap();
+            fs::write(root.join("replaced/hidden"), "x").unwrap();
+            fs::create_dir(root.join("untouched")).unwrap();
+            fs::write(root.join("untouched/file"), "x").unwrap();
+        };
+        let step = |root: &Path| {
+            fs::write(root.join("etc/passwd"), "root user").unwrap();
+            fs::remove_file(root.join("gone")).unwrap();
+            fs::remove_dir_all(root.join("replaced")).unwrap();
+            fs::create_dir(root.join("replaced")).unwrap();
+            fs::write(root.join("replaced/new"), "y").unwrap();
+            fs::create_dir(root.join("made")).unwrap();
+            fs::write(root.join("made/z"), "data").unwrap();
+            fs::hard_link(root.join("made/z"), root.join("made/a")).unwrap();
+            symlink("../../outside", root.join("made/link")).unwrap();
+            lchown(root.join("made/z"), Some(1000), Some(70_000)).unwrap();
+            fs::set_permissions(root.join("made/z"), PermissionsExt::from_mode(0o4711)).unwrap();
+            rustix::fs::setxattr(
+                root.join("made/z"),
+                "security.capability",
+                b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+                rustix::fs::XattrFlags::empty(),
+            )
+            .unwrap();
+            let mode = Mode::from_raw_mode(0o600);
+            rustix::fs::mkfifoat(CWD, root.join("made/pipe"), mode).unwrap();
+            rustix::fs::mknodat(
+                CWD,
+                root.join("made/null"),
+                FileType::CharacterDevice,
+                mode,
+                rustix::fs::makedev(1, 3),
+            )
+            .unwrap();
+            drop(std::os::unix::net::UnixListener::bind(root.join("made/socket")).unwrap());
+            // Copied up, made as it was, and so no change.
+            fs::write(root.join("untouched/new"), "").unwrap();
+            fs::remove_file(root.join("untouched/new")).unwrap();
+            fs::write(root.join("made/removed"), "").unwrap();
+            fs::remove_file(root.join("made/removed")).unwrap();
+        };
+        let Some(entries) = changes(before, step, &[]) else { return };
+        assert_eq!(
+            names(&entries),
+            [
+                "etc",
+                "etc/passwd",
+                "gone",
+                "made",
+                "made/a",
+                "made/link",
+                "made/null",
+                "made/pipe",
+                "made/z",
+                "replaced",
+                "replaced/new"
+            ]
+        );
+        let get = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
+        assert_eq!(get("gone").kind, Kind::Whiteout);
+        assert_eq!(get("made").kind, Kind::Directory { opaque: false, implied: false });
+        assert_eq!(get("replaced").kind, Kind::Directory { opaque: true, implied: false });
+        let file = get("made/a");
+        assert!(
+            matches!(file.kind, Kind::File { size: 4, content, .. } if content == ContentDigest::of(b"data"))
+        );
+        assert_eq!((file.mode, file.uid, file.gid), (0o4711, 1000, 70_000));
+        assert_eq!(file.xattrs[&BString::from("security.capability")].len(), 20);
+        assert_eq!(get("made/z").kind, Kind::Hardlink { target: "made/a".into() });
+        assert_eq!(get("made/link").kind, Kind::Symlink { target: "../../outside".into() });
+        assert_eq!(get("made/null").kind, Kind::CharDevice { major: 1, minor: 3 });
+    }
+
+    #[test]
+    fn the_sandboxes_own_files_leave_no_trace() {
+        let before = |root: &Path| fs::create_dir_all(root.join("etc")).unwrap();
+        let step = |root: &Path| {
+            fs::write(root.join("etc/hosts"), "").unwrap();
+            fs::create_dir_all(root.join("run/secrets")).unwrap();
+            fs::write(root.join("run/secrets/key"), "").unwrap();
+            fs::write(root.join("kept"), "").unwrap();
+        };
+        let stubs =
+            ["etc/hosts", "run/secrets"].map(|path| Stub { path: path.into(), parent_mtime: Some(7) });
+        let Some(entries) = changes(before, step, &stubs) else { return };
+        // `run` is the step's: only what was made for the mount itself is named as a stub.
+        assert_eq!(names(&entries), ["kept", "run"]);
+        assert_eq!(entries[2].mtime, 7);
+    }
+
+    #[test]
+    fn names_that_would_read_as_deletions_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".wh.real"), "").unwrap();
+        let error = write_layer(open(dir.path()).as_fd(), &options(None, &[]), Vec::new()).unwrap_err();
+        assert!(error.to_string().contains(".wh.real"), "{error}");
+    }
+}
