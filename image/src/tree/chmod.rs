@@ -57,7 +57,7 @@ impl Clause {
                 let execute = if x_if && (is_dir || mode & 0o111 != 0) { 0o111 } else { 0 };
                 (bits | execute) & self.who
             }
-            What::Copy { shift } => ((mode >> shift) & 0o7) * 0o111 & self.who,
+            What::Copy { shift } => (((mode >> shift) & 0o7) * 0o111) & self.who,
         };
         match self.op {
             Op::Add => mode | bits,

@@ -5,8 +5,18 @@
 
 pub mod accounts;
 pub mod chmod;
+pub mod copy;
+pub mod draft;
 pub mod path;
 pub mod pattern;
+pub mod resolve;
+pub mod view;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use chmod::Chmod;
+pub use copy::{Copy, CopyError, Match};
+pub use draft::{Draft, DraftError, Made, NewEntry};
 pub use pattern::{Glob, Patterns};
+pub use view::{Dir, Inode, InodeId, Location, Node, Tree};

@@ -2,28 +2,9 @@
 //!
 //! They are never joined onto a path of the host.
 
-use std::cmp::Ordering;
-
 use bstr::{BStr, BString, ByteSlice};
 
-/// The order of entries in a layer: component by component, so that a directory stands right before all that is
-/// below it.
-pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
-    let common = a.iter().zip(b).position(|(x, y)| x != y);
-    match common {
-        // A name has no NUL and no `/`: with `/` taken as the lowest byte, the order of bytes is that of components.
-        Some(at) => rank(a[at]).cmp(&rank(b[at])),
-        None => a.len().cmp(&b.len()),
-    }
-}
-
-/// Whether `path` is below `dir` (not `dir` itself). Everything is below the root.
-pub fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    if dir.is_empty() {
-        return !path.is_empty();
-    }
-    path.len() > dir.len() && path[dir.len()] == b'/' && path.starts_with(dir)
-}
+pub use crate::layer::index::{is_below, path_cmp as compare};
 
 /// `dir` and `name` joined.
 pub fn join(dir: &[u8], name: &[u8]) -> BString {
@@ -73,11 +54,7 @@ pub fn clean(path: &[u8]) -> BString {
 
 /// `path` for people: absolute.
 pub fn show(path: &[u8]) -> String {
-    format!("/{}", path.as_bstr())
-}
-
-fn rank(byte: u8) -> u8 {
-    if byte == b'/' { 0 } else { byte }
+    format!("/{}", path.trim_start_with(|char| char == '/').as_bstr())
 }
 
 #[cfg(test)]
