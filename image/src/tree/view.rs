@@ -373,7 +373,7 @@ fn merge<'t>(
     tree: &'t Tree,
     path: &BStr,
     found: impl Iterator<Item = (usize, usize, usize)>,
-) -> Option<(Node<'t>, Option<Self>)> {
+) -> Option<(Node<'t>, Option<Dir<'t>>)> {
     let mut node: Option<Node<'t>> = None;
     let mut layers = Vec::new();
     for (part, index, end) in found {
