@@ -6,6 +6,7 @@ pub mod text;
 pub mod ast;
 pub mod diagnostic;
 pub mod expand;
+pub mod ignore;
 pub mod lint;
 pub mod parser;
 pub mod request;

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn env() -> Vec<(String, String)> {
@@ -137,4 +139,75 @@ fn growth_and_nesting_are_bounded() {
     assert_eq!(expand_word(&deep, '\\', &EmptyEnv).unwrap_err().cause, ExpandErrorKind::TooDeep);
     let fine = format!("{}x{}", "${a:-".repeat(MAX_DEPTH), "}".repeat(MAX_DEPTH));
     assert_eq!(expand_word(&fine, '\\', &EmptyEnv).unwrap().text, "x");
+}
+
+#[test]
+fn patterns_are_anchored_where_they_should_be() {
+    for (word, text) in [
+        ("${star#*b}", "*c"),
+        ("${star%b*}", "a*"),
+        ("${star#b}", "a*b*c"),
+        ("${path%%}", "/usr/local/bin"),
+        ("${path#}", "/usr/local/bin"),
+        ("${path##*}", ""),
+        ("${path//l?/_}", "/usr/_ca_bin"),
+        ("${path/[a]/x}", "/usr/local/bin"),
+    ] {
+        assert_eq!(expand(word), Ok(text.to_owned()), "{word}");
+    }
+}
+
+/// Text made of what the lexer looks at.
+fn junk() -> impl Strategy<Value = String> {
+    proptest::collection::vec(
+        prop_oneof![
+            Just("$"),
+            Just("${"),
+            Just("}"),
+            Just("a"),
+            Just(":"),
+            Just("-"),
+            Just("+"),
+            Just("?"),
+            Just("#"),
+            Just("%"),
+            Just("/"),
+            Just("*"),
+            Just("\\"),
+            Just("`"),
+            Just("'"),
+            Just("\""),
+            Just(" "),
+            Just("ö"),
+            Just("1"),
+            Just("\n"),
+        ],
+        0..40,
+    )
+    .prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #[test]
+    fn any_word_ends_in_a_value_or_an_error(word in prop_oneof![junk(), any::<String>()], escape in "[\\\\`]") {
+        let escape = escape.chars().next().unwrap();
+        let expanded = expand_word(&word, escape, &env());
+        prop_assert!(expanded.is_err() || expanded.unwrap().text.len() <= MAX_VALUE);
+        let _ = expand_words(&word, escape, &env());
+        let _ = expand_heredoc(&word, &env());
+        let _ = unquote(&word, escape);
+        let _ = split_raw(&word);
+    }
+
+    #[test]
+    fn text_without_special_characters_stays(word in "[^$'\"\\\\]*") {
+        prop_assert_eq!(expand_word(&word, '\\', &env()).unwrap().text, word.clone());
+        let words: Vec<_> = word.split_whitespace().map(str::to_owned).collect();
+        prop_assert_eq!(expand_words(&word, '\\', &env()).unwrap().words, words);
+    }
+
+    #[test]
+    fn what_is_in_single_quotes_stays(word in "[^']*") {
+        prop_assert_eq!(expand_word(&format!("'{word}'"), '\\', &env()).unwrap().text, word);
+    }
 }
