@@ -60,7 +60,8 @@ impl Context {
         })?;
         if !directory.is_dir() {
             let message = format!("could not open context {}: it is not a directory", path.display());
-            return Err(Failure::new(Class::Dockerfile, message).hint("give the directory, and the Dockerfile with -f"));
+            return Err(Failure::new(Class::Dockerfile, message)
+                .hint("give the directory, and the Dockerfile with -f"));
         }
         let mut own_ignore = None;
         let (text, name) = match dockerfile {
@@ -74,7 +75,9 @@ impl Context {
                 let mut ignore = path.clone().into_os_string();
                 ignore.push(".dockerignore");
                 own_ignore = Some(ignore.into());
-                let shown = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
+                let shown = path
+                    .file_name()
+                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
                 (read_text(file, &shown)?, shown)
             }
             DockerfileSource::Stdin => (read_text(io::stdin(), "standard input")?, "Dockerfile".to_owned()),
@@ -94,7 +97,9 @@ impl Context {
         let mut all = start.chain(stdin);
         if !is_archive(all.get_ref().0) {
             if *dockerfile != DockerfileSource::Default {
-                return Err(Failure::usage("-f was given, but standard input is a Dockerfile and not an archive"));
+                return Err(Failure::usage(
+                    "-f was given, but standard input is a Dockerfile and not an archive",
+                ));
             }
             return Ok(Self {
                 text: read_text(all, "standard input")?,
@@ -140,7 +145,13 @@ fn open_default(directory: &Path) -> Result<(File, String), Failure> {
 fn open_inside(directory: &Path, path: &Path) -> io::Result<File> {
     let dir = rustix::fs::open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat2(dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?;
+    let fd = rustix::fs::openat2(
+        dir,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?;
     Ok(fd.into())
 }
 
@@ -156,7 +167,10 @@ fn read_text(reader: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
         .read_to_end(&mut text)
         .map_err(|error| Failure::new(Class::Dockerfile, format!("could not read {name}: {error}")))?;
     if text.len() as u64 > MAX_DOCKERFILE {
-        return Err(Failure::new(Class::Dockerfile, format!("{name} is larger than 64 MiB: is it a Dockerfile?")));
+        return Err(Failure::new(
+            Class::Dockerfile,
+            format!("{name} is larger than 64 MiB: is it a Dockerfile?"),
+        ));
     }
     Ok(text)
 }
@@ -167,7 +181,8 @@ fn read_ignore(own: Option<&Path>, directory: &Path) -> Result<(Vec<(usize, Stri
     for path in own.into_iter().chain([context.as_path()]) {
         match std::fs::read(path) {
             Ok(text) => {
-                let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+                let name =
+                    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
                 return Ok((frontend::ignore::parse(&text), name));
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
@@ -201,7 +216,11 @@ fn is_archive(start: &[u8]) -> bool {
     let Some(header) = start.get(..512) else { return false };
     let field = String::from_utf8_lossy(&header[148..156]);
     let stored = u64::from_str_radix(field.trim_matches(|c: char| c == ' ' || c == '\0'), 8);
-    let sum: u64 = header.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u64::from(b) }).sum();
+    let sum: u64 = header
+        .iter()
+        .enumerate()
+        .map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u64::from(b) })
+        .sum();
     stored == Ok(sum)
 }
 

@@ -1,14 +1,57 @@
 //! `rbuild`: Dockerfiles to OCI images.
+//!
+//! Reading order: `cli` (what was typed), `request` (what it means), `commands`, `build` (one build, top to bottom).
 
 mod cli;
+mod commands;
+mod context;
 mod environment;
+mod export;
 mod failure;
 mod request;
 mod show;
 
 use std::process::ExitCode;
 
+use cli::Command;
+use commands::Session;
+use failure::Failure;
+
 fn main() -> ExitCode {
-    let _ = cli::parse(std::env::args_os());
-    ExitCode::SUCCESS
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        // Help and version are errors to clap, with code 0.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                #[expect(clippy::print_stderr, reason = "the one place where a failed command speaks")]
+                {
+                    eprintln!("{text}");
+                }
+            }
+            ExitCode::from(failure.class.exit_code())
+        }
+    }
+}
+
+fn run(cli: cli::Cli) -> Result<(), Failure> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let uid = rustix::process::getuid().as_raw();
+    let session = Session { places: environment::Places::find(cli.root, uid, variable) };
+    match cli.command {
+        Command::Images(args) => commands::images::images(&session, &args),
+        Command::Rmi(args) => commands::images::rmi(&session, &args),
+        Command::Tag(args) => commands::images::tag(&session, &args),
+        Command::History(args) => commands::images::history(&session, &args),
+        Command::Inspect(args) => commands::images::inspect(&session, &args),
+        Command::Completion(args) => commands::completion(&args),
+        other => Err(Failure::usage(format!("not built yet: {other:?}"))),
+    }
 }

@@ -1,5 +1,6 @@
 //! Runs ops: sources, file ops, processes in sandboxes.
 
+pub mod cache;
 pub mod diff;
 pub mod exec;
 pub mod inside;

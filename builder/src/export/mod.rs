@@ -1,0 +1,3 @@
+//! From a solved build to an image, and where it goes.
+
+pub(crate) mod assemble;

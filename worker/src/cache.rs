@@ -1,0 +1,129 @@
+//! The solver's cache, kept in the store: records, memos and locks.
+//!
+//! A cache saves work and never decides what is right: what cannot be read is not there, what cannot be written is not
+//! remembered. Such errors are logged and else ignored.
+
+use std::any::Any;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+use image::{ContentDigest, DiffId};
+use solver::definition::Vertex;
+use solver::key::{CacheKey, ResultDigest};
+use solver::record::Record;
+use solver::runner::{Cache, StepId};
+use store::error::StoreError;
+use store::lease::Item;
+use store::record::NewRecord;
+use store::root::Root;
+
+/// How often a lock that another process holds is tried again.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Records of this root.
+#[derive(Debug)]
+pub struct StoreCache<'a> {
+    root: &'a Root,
+}
+
+impl<'a> StoreCache<'a> {
+    /// The cache that is kept in `root`.
+    pub fn new(root: &'a Root) -> Self {
+        Self { root }
+    }
+
+    /// Whether a layer is here or known to be somewhere; then it is held until the root is closed.
+    fn can_be_had(&self, diff_id: DiffId) -> Result<bool, StoreError> {
+        // Held first, looked for after: a prune in between takes nothing that is then found.
+        self.root.hold([Item::Layer(diff_id)])?;
+        Ok(self.root.layers().contains(&diff_id)? || self.is_remote(diff_id)?)
+    }
+
+    fn is_remote(&self, diff_id: DiffId) -> Result<bool, StoreError> {
+        let layers = self.root.layers();
+        for blob in layers.blobs_of(&diff_id)? {
+            if self.root.blobs().contains(&blob.digest)? || !layers.locations(&blob.digest)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn usable(&self, bytes: Option<Vec<u8>>) -> Option<Record> {
+        let record = decode(&bytes?)?;
+        logged("look up a layer", self.can_be_had(record.layer)).unwrap_or(false).then_some(record)
+    }
+}
+
+impl Cache for StoreCache<'_> {
+    fn lookup(&self, key: CacheKey) -> Option<Record> {
+        self.usable(logged("look up a record", self.root.records().get(&key.0.0))?)
+    }
+
+    fn lookup_many(&self, keys: &[CacheKey]) -> Vec<Option<Record>> {
+        let found = logged("look up records", self.root.records().get_many(keys.iter().map(|key| &key.0.0)));
+        match found {
+            Some(found) => found.into_iter().map(|bytes| self.usable(bytes)).collect(),
+            None => vec![None; keys.len()],
+        }
+    }
+
+    fn insert(&self, key: CacheKey, step: StepId, vertex: &Vertex, record: &Record) {
+        let bytes = encode(record);
+        let new = NewRecord {
+            key: key.0.0,
+            step: step.0.0,
+            diff_id: record.layer,
+            bytes: &bytes,
+            description: &vertex.metadata.name,
+        };
+        logged("keep a record", self.root.records().put(&new));
+    }
+
+    fn forget(&self, key: CacheKey) {
+        logged("forget a record", self.root.records().forget(&key.0.0));
+    }
+
+    fn previous(&self, step: StepId) -> Option<Record> {
+        decode(&logged("look up a step", self.root.records().previous(&step.0.0))??)
+    }
+
+    fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest> {
+        logged("look up a selection", self.root.memo().get(&result.0.0, &selector.0))?.map(ContentDigest)
+    }
+
+    fn set_memo(&self, result: ResultDigest, selector: ContentDigest, selected: ContentDigest) {
+        logged("keep a selection", self.root.memo().put(&result.0.0, &selector.0, &selected.0));
+    }
+
+    fn lock(&self, key: CacheKey) -> LocalBoxFuture<'_, Box<dyn Any>> {
+        let locks = self.root.locks();
+        async move {
+            loop {
+                match locks.try_lock(&key.0.0) {
+                    Ok(Some(lock)) => return Box::new(lock) as Box<dyn Any>,
+                    Ok(None) => tokio::time::sleep(LOCK_INTERVAL).await,
+                    // Without a lock two processes may do the same work twice; nothing worse.
+                    Err(error) => {
+                        tracing::warn!("could not lock a step: {error}");
+                        return Box::new(());
+                    }
+                }
+            }
+        }
+        .boxed_local()
+    }
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    postcard::to_stdvec(record).expect("records are plain data")
+}
+
+fn decode(bytes: &[u8]) -> Option<Record> {
+    logged("read a record", postcard::from_bytes(bytes))
+}
+
+fn logged<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Option<T> {
+    result.inspect_err(|error| tracing::warn!("could not {what}: {error}")).ok()
+}
