@@ -157,6 +157,12 @@ pub fn unquote(word: &str, escape: char) -> Result<String, ExpandError> {
     run(word, Mode { escape, keep_unset: true, ..Mode::WORD }, &EmptyEnv).map(|output| output.text)
 }
 
+/// Expand a line for people to read: quotes and unset variables stay as they are written.
+pub(crate) fn expand_shown(line: &str, escape: char, env: &dyn Env) -> Result<Expanded, ExpandError> {
+    let mode = Mode { escape, quotes: Quotes::Keep, keep_unset: true, ..Mode::WORD };
+    run(line, mode, env).map(Output::into_expanded)
+}
+
 /// Split a line at blanks outside quotes. Words stay as they are written.
 pub(crate) fn split_raw(line: &str) -> Result<Vec<String>, ExpandError> {
     let mode = Mode { quotes: Quotes::Keep, raw_escapes: true, keep_unset: true, ..Mode::WORD };

@@ -11,6 +11,13 @@ pub mod lint;
 pub mod parser;
 pub mod request;
 
+pub mod convert;
+pub mod git;
+pub mod stages;
+
+mod suggest;
+
 pub use ast::Dockerfile;
+pub use convert::convert;
 pub use diagnostic::Diagnostic;
 pub use parser::parse;

@@ -54,20 +54,16 @@ pub struct Request {
 }
 
 /// The main context.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one a build")]
 pub enum MainContext {
     /// A directory or an unpacked archive on this host: `Source::Local { name: "context" }`.
+    #[default]
     Local,
     /// Read from elsewhere: git, http.
     Source(Source),
     /// There is none (`-` with a bare Dockerfile): every path is missing.
     Empty,
-}
-
-impl Default for MainContext {
-    fn default() -> Self {
-        Self::Local
-    }
 }
 
 /// A named context: stands in for an image or stage of its name.
@@ -133,4 +129,6 @@ pub struct Converted {
     pub warnings: Vec<Diagnostic>,
     /// Variables that were given with `--build-arg` and never used.
     pub unused_build_args: Vec<String>,
+    /// `SOURCE_DATE_EPOCH` in force: of a build arg, of an ARG's default, or the request's.
+    pub source_date_epoch: Option<i64>,
 }

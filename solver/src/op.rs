@@ -22,7 +22,8 @@ pub enum Op {
     Exec(Exec),
     /// Changes files without running anything.
     File(File),
-    /// Lays the inputs over each other, first at the bottom. Makes no layer of its own.
+    /// Lays the inputs over each other, first at the bottom. Makes no layer of its own. Without inputs it is an empty
+    /// tree: the root of a RUN in a stage from `scratch`, or what such a stage gives to `COPY --from`.
     Merge,
     /// The layers of input 1 that are not in input 0. Makes no layer of its own.
     Diff,
@@ -242,7 +243,7 @@ pub enum Sharing {
     Locked,
 }
 
-/// File actions, applied in order. Input 0 is what they change; a definition gives an empty input 0 for `scratch`.
+/// File actions, applied in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     /// What is changed; `None` starts from nothing.
@@ -306,7 +307,8 @@ pub struct Copy {
     pub contents_only: bool,
     /// Unpack the file if it is a tar archive, plain or compressed.
     pub unpack: Unpack,
-    /// `--parents`: keep the directories of the source path below the destination. What is before `/./` is dropped.
+    /// `--parents`: a path or pattern (`**` allowed) below `source`, with no slash in front; its directories are kept below
+    /// the destination. `source` is what stands before `/./`, or `/`, and is dropped.
     pub parents: Option<String>,
     /// `--exclude` patterns.
     pub exclude: Vec<String>,
