@@ -134,6 +134,9 @@ pub enum ExpandErrorKind {
 /// The longest value that expansion makes: doubling a variable line by line must end somewhere.
 pub const MAX_VALUE: usize = 1 << 20;
 
+/// The bytes of values that one word may look at: those that are cut away again take time, too.
+const MAX_READ: usize = 64 * MAX_VALUE;
+
 /// How deep `${a:-${b:-...}}` may nest.
 pub const MAX_DEPTH: usize = 100;
 
@@ -196,7 +199,7 @@ impl Mode {
 
 fn run(word: &str, mode: Mode, env: &dyn Env) -> Result<Output, ExpandError> {
     let mut lexer =
-        Lexer { rest: word, mode, env, depth: 0, used: BTreeSet::new(), unmatched: BTreeSet::new() };
+        Lexer { rest: word, mode, env, depth: 0, read: 0, used: BTreeSet::new(), unmatched: BTreeSet::new() };
     let mut words = Words::default();
     match lexer.until(None, mode.raw_escapes, Some(&mut words)) {
         Ok(text) => Ok(Output { text, words: words.finish(), used: lexer.used, unmatched: lexer.unmatched }),
@@ -257,13 +260,15 @@ impl Words {
     }
 }
 
-type Result_<T> = Result<T, ExpandErrorKind>;
+type Outcome<T> = Result<T, ExpandErrorKind>;
 
 struct Lexer<'w, 'e> {
     rest: &'w str,
     mode: Mode,
     env: &'e dyn Env,
     depth: usize,
+    // Bytes of all values so far.
+    read: usize,
     used: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -285,7 +290,7 @@ impl Lexer<'_, '_> {
         stop: Option<char>,
         raw_escapes: bool,
         mut words: Option<&mut Words>,
-    ) -> Result_<String> {
+    ) -> Outcome<String> {
         let mut result = String::new();
         let quotes = self.mode.quotes != Quotes::Text;
         while let Some(character) = self.peek() {
@@ -295,7 +300,7 @@ impl Lexer<'_, '_> {
             }
             match character {
                 '$' => {
-                    let value = self.dollar(raw_escapes)?;
+                    let value = self.dollar()?;
                     append(&mut result, &value)?;
                     if let Some(words) = words.as_deref_mut() {
                         words.split(&value);
@@ -342,7 +347,7 @@ impl Lexer<'_, '_> {
     }
 
     /// `'...'`: nothing is special in it.
-    fn single_quoted(&mut self) -> Result_<String> {
+    fn single_quoted(&mut self) -> Outcome<String> {
         let inner = &self.rest[1..];
         let Some(end) = inner.find('\'') else {
             self.rest = "";
@@ -354,7 +359,7 @@ impl Lexer<'_, '_> {
     }
 
     /// `"..."`: variables are expanded; the escape character acts before `"`, `$` and itself.
-    fn double_quoted(&mut self, raw_escapes: bool) -> Result_<String> {
+    fn double_quoted(&mut self, raw_escapes: bool) -> Outcome<String> {
         let mut result = String::new();
         let keep = self.mode.quotes == Quotes::Keep;
         self.next();
@@ -372,7 +377,7 @@ impl Lexer<'_, '_> {
                     return Ok(result);
                 }
                 Some('$') => {
-                    let value = self.dollar(raw_escapes)?;
+                    let value = self.dollar()?;
                     append(&mut result, &value)?;
                 }
                 Some(character) => {
@@ -401,7 +406,7 @@ impl Lexer<'_, '_> {
     }
 
     /// `$name` or `${...}`.
-    fn dollar(&mut self, raw_escapes: bool) -> Result_<String> {
+    fn dollar(&mut self) -> Outcome<String> {
         if self.depth == MAX_DEPTH {
             return Err(ExpandErrorKind::TooDeep);
         }
@@ -411,25 +416,24 @@ impl Lexer<'_, '_> {
             self.next();
             self.braces()
         } else {
-            let _ = raw_escapes;
-            Ok(self.plain())
+            self.plain()
         };
         self.depth -= 1;
         value
     }
 
-    fn plain(&mut self) -> String {
+    fn plain(&mut self) -> Outcome<String> {
         let name = self.name();
         if name.is_empty() {
-            return "$".to_owned();
+            return Ok("$".to_owned());
         }
-        match self.look_up(&name) {
+        Ok(match self.look_up(&name)? {
             None if self.mode.keep_unset => format!("${name}"),
             value => value.unwrap_or_default(),
-        }
+        })
     }
 
-    fn braces(&mut self) -> Result_<String> {
+    fn braces(&mut self) -> Outcome<String> {
         match self.peek() {
             None => return Err(ExpandErrorKind::MissingBrace),
             Some('{' | '}' | ':') => return Err(ExpandErrorKind::BadSubstitution),
@@ -439,7 +443,7 @@ impl Lexer<'_, '_> {
         let Some(mut operator) = self.next() else { return Err(ExpandErrorKind::MissingBrace) };
         let mut written = operator.to_string();
         match operator {
-            '}' => match self.look_up(&name) {
+            '}' => match self.look_up(&name)? {
                 None if self.mode.keep_unset => Ok(format!("${{{name}}}")),
                 value => Ok(value.unwrap_or_default()),
             },
@@ -451,7 +455,7 @@ impl Lexer<'_, '_> {
                     written.push(operator);
                 }
                 let word = self.until(Some('}'), matches!(operator, '#' | '%'), None)?;
-                let value = self.look_up(&name);
+                let value = self.look_up(&name)?;
                 if self.mode.keep_unset && value.is_none() {
                     return Ok(format!("${{{name}{written}{word}}}"));
                 }
@@ -479,14 +483,14 @@ impl Lexer<'_, '_> {
     }
 
     /// `${name/pattern/replacement}`, `${name//pattern/replacement}`.
-    fn replace(&mut self, name: &str) -> Result_<String> {
+    fn replace(&mut self, name: &str) -> Outcome<String> {
         let all = self.peek() == Some('/');
         if all {
             self.next();
         }
         let pattern = self.until(Some('/'), true, None)?;
         let replacement = self.until(Some('}'), true, None)?;
-        let value = self.look_up(name);
+        let value = self.look_up(name)?;
         if self.mode.keep_unset && value.is_none() {
             let slash = if all { "//" } else { "/" };
             return Ok(format!("${{{name}{slash}{pattern}/{replacement}}}"));
@@ -516,18 +520,22 @@ impl Lexer<'_, '_> {
         rest[..length].to_owned()
     }
 
-    fn look_up(&mut self, name: &str) -> Option<String> {
+    fn look_up(&mut self, name: &str) -> Outcome<Option<String>> {
         let value = self.env.get(name).map(Cow::into_owned);
+        self.read += value.as_ref().map_or(0, String::len);
+        if self.read > MAX_READ {
+            return Err(ExpandErrorKind::TooLarge);
+        }
         let names = if value.is_some() { &mut self.used } else { &mut self.unmatched };
         if !names.contains(name) {
             names.insert(name.to_owned());
         }
-        value
+        Ok(value)
     }
 }
 
 /// `#p`, `##p`, `%p`, `%%p`: `word` is what follows the first sign.
-fn trim(sign: char, word: &str, value: &str) -> Result_<String> {
+fn trim(sign: char, word: &str, value: &str) -> Outcome<String> {
     let (word, longest) = match word.strip_prefix(sign) {
         Some(word) => (word, true),
         None => (word, false),
@@ -536,7 +544,7 @@ fn trim(sign: char, word: &str, value: &str) -> Result_<String> {
     if sign == '#' { pattern.trim_prefix(value, longest) } else { pattern.trim_suffix(value, longest) }
 }
 
-fn append(result: &mut String, text: &str) -> Result_<()> {
+fn append(result: &mut String, text: &str) -> Outcome<()> {
     if result.len() + text.len() > MAX_VALUE {
         return Err(ExpandErrorKind::TooLarge);
     }

@@ -135,6 +135,8 @@ fn growth_and_nesting_are_bounded() {
     assert_eq!(expand_word("$a$a", '\\', &big).unwrap_err().cause, ExpandErrorKind::TooLarge);
     let doubled = expand_word("${a//?/yy}", '\\', &big).unwrap_err().cause;
     assert_eq!(doubled, ExpandErrorKind::TooLarge);
+    let busy = expand_word(&"${a##*}".repeat(200), '\\', &big).unwrap_err().cause;
+    assert_eq!(busy, ExpandErrorKind::TooLarge);
     let deep = format!("{}x{}", "${a:-".repeat(100_000), "}".repeat(100_000));
     assert_eq!(expand_word(&deep, '\\', &EmptyEnv).unwrap_err().cause, ExpandErrorKind::TooDeep);
     let fine = format!("{}x{}", "${a:-".repeat(MAX_DEPTH), "}".repeat(MAX_DEPTH));

@@ -1,5 +1,6 @@
 //! Heredocs: the words that open them and the bodies after the line.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
 
 use nom::bytes::complete::{tag, take_while};
@@ -60,7 +61,11 @@ pub(super) fn openings(line: &Logical<'_>) -> Vec<(Opening, Word)> {
                 from = start + word.len();
                 line.span(&line.text[start..from])
             }
-            None => line.span(&line.text),
+            // It is not written as it was read (`"a\\b"`): the line will do, for those after it, too.
+            None => {
+                from = line.text.len();
+                line.span(&line.text)
+            }
         };
         openings.push((opening, Word { value: word, span }));
     }
@@ -146,10 +151,23 @@ fn take_tabs_off(content: &str) -> String {
     TABS.replace_all(content, "").into_owned()
 }
 
-/// Take the first heredoc of a name.
-pub(super) fn take(heredocs: &mut Vec<Heredoc>, name: &str) -> Option<Heredoc> {
-    let index = heredocs.iter().position(|heredoc| heredoc.name == name)?;
-    Some(heredocs.remove(index))
+/// Heredocs by name, each name's in order.
+#[derive(Debug)]
+pub(super) struct ByName(HashMap<String, VecDeque<Heredoc>>);
+
+impl ByName {
+    pub(super) fn new(heredocs: Vec<Heredoc>) -> Self {
+        let mut by_name: HashMap<String, VecDeque<Heredoc>> = HashMap::new();
+        for heredoc in heredocs {
+            by_name.entry(heredoc.name.clone()).or_default().push_back(heredoc);
+        }
+        Self(by_name)
+    }
+
+    /// Take the first one of a name.
+    pub(super) fn take(&mut self, name: &str) -> Option<Heredoc> {
+        self.0.get_mut(name)?.pop_front()
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One instruction: its keyword, flags, arguments and heredocs, checked as far as text alone can tell.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -342,7 +343,7 @@ impl Context<'_, '_> {
         }
     }
 
-    fn copy(&self, keyword: Keyword, statement: &Statement<'_>, mut heredocs: Vec<Heredoc>) -> Parse<Copy> {
+    fn copy(&self, keyword: Keyword, statement: &Statement<'_>, heredocs: Vec<Heredoc>) -> Parse<Copy> {
         let name = keyword.name();
         let exec = self.json(statement.arguments)?;
         let is_exec = exec.is_some();
@@ -361,11 +362,12 @@ impl Context<'_, '_> {
             let message = format!("{name} cannot accept a heredoc as a destination");
             return Err(Diagnostic::error("heredoc-destination", destination.span, message));
         }
+        let mut heredocs = heredoc::ByName::new(heredocs);
         let mut sources = Vec::with_capacity(words.len());
         for word in words {
             sources.push(match opening(&word) {
                 None => CopySource::Path(word),
-                Some(opening) => match heredoc::take(&mut heredocs, &opening.name) {
+                Some(opening) => match heredocs.take(&opening.name) {
                     Some(heredoc) => CopySource::Heredoc(heredoc),
                     None => {
                         return Err(Diagnostic::error(
@@ -406,6 +408,7 @@ impl Context<'_, '_> {
         if words.is_empty() {
             return Err(self.missing_argument(Keyword::Arg, statement));
         }
+        let comments = self.doc_comments();
         words
             .into_iter()
             .map(|word| {
@@ -414,7 +417,11 @@ impl Context<'_, '_> {
                     Some((name, value)) => (name, Some(self.line.word(value))),
                     None => (word, None),
                 };
-                Ok(ArgDefinition { name: self.line.word(name), value, comment: self.doc_comment(name) })
+                Ok(ArgDefinition {
+                    name: self.line.word(name),
+                    value,
+                    comment: comments.get(name).map(|&text| text.to_owned()),
+                })
             })
             .collect()
     }
@@ -586,10 +593,9 @@ impl Context<'_, '_> {
         word::plain_words(arguments).into_iter().map(|word| self.line.word(word)).collect()
     }
 
-    /// `# NAME text` above an instruction.
-    fn doc_comment(&self, name: &str) -> Option<String> {
-        let after = |comment: &Word| Some(comment.value.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
-        self.comments.iter().find_map(after)
+    /// `# NAME text` above an instruction, by name; the first of a name counts.
+    fn doc_comments(&self) -> HashMap<&str, &str> {
+        self.comments.iter().rev().filter_map(|comment| comment.value.split_once(' ')).collect()
     }
 
     fn blank_name(&self, keyword: Keyword, word: &str) -> Diagnostic {

@@ -71,6 +71,7 @@ pub fn parse(bytes: &[u8]) -> (Dockerfile, Vec<Diagnostic>) {
         errors.push(error.with_help("a stage starts with FROM"));
     }
     errors.sort_by_key(|error| error.spans.first().copied());
+    errors.truncate(MAX_ERRORS);
     (dockerfile, errors)
 }
 
