@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use bstr::{BStr, BString, ByteSlice};
 
 use super::chmod::Chmod;
-use super::draft::{Draft, DraftError, MAX_DEPTH, Made, NewEntry, directory};
+use super::draft::{Draft, DraftError, Made, NewEntry, directory};
+use super::filter::{Chosen, Filter};
 use super::path;
-use super::pattern::{Glob, Matched, Part, PatternError, Patterns, has_wildcard};
+use super::pattern::{Glob, Part, PatternError, Patterns, has_wildcard};
 use super::resolve::{Last, ResolveError, View, resolve};
 use super::view::{Dir, InodeId, Location, Node, Tree};
 use crate::layer::{Entry, Kind};
@@ -200,7 +201,7 @@ impl Draft<'_> {
             _ => None,
         };
         let filter = Filter { include: include.as_ref(), exclude: copy.exclude };
-        let chosen = filter.choose(source)?;
+        let chosen = filter.choose(source).map_err(DraftError::TooDeep)?;
 
         let known = self.is_dir(&to);
         if !known && self.entry(to.as_bstr()).is_some() {
@@ -347,86 +348,6 @@ impl View for Under<'_, '_> {
     }
 }
 
-/// Something below a directory that is copied.
-struct Chosen<'s> {
-    node: Node<'s>,
-    /// Chosen itself, and not only because something below it is.
-    itself: bool,
-}
-
-/// Decides what of a directory is copied.
-struct Filter<'p> {
-    include: Option<&'p Patterns>,
-    exclude: &'p Patterns,
-}
-
-/// A directory in which choosing has come so far.
-struct Level<'s> {
-    left: std::vec::IntoIter<(Node<'s>, Option<Dir<'s>>)>,
-    path: BString,
-    include: Matched,
-    exclude: Matched,
-    /// The directory, if it is copied only because something below it is, until it is.
-    pending: Option<Node<'s>>,
-}
-
-impl Filter<'_> {
-    /// Chooses what below `dir` is copied, directories before what is in them.
-    fn choose<'s>(&self, dir: Dir<'s>) -> Result<Vec<Chosen<'s>>, DraftError> {
-        let all = self.include.is_none() && self.exclude.is_empty();
-        let mut chosen = Vec::new();
-        let mut levels =
-            vec![Level::new(&dir, BString::default(), Matched::default(), Matched::default(), None)];
-        while let Some(level) = levels.last_mut() {
-            let Some((node, below)) = level.left.next() else {
-                levels.pop();
-                continue;
-            };
-            let path = if all { BString::default() } else { path::join(&level.path, node.name()) };
-            let (included, include) = match self.include {
-                Some(patterns) => patterns.matches(&path, &level.include),
-                None => (true, Matched::default()),
-            };
-            let (excluded, exclude) = if self.exclude.is_empty() {
-                (false, Matched::default())
-            } else {
-                self.exclude.matches(&path, &level.exclude)
-            };
-            let itself = included && !excluded;
-            if itself {
-                if !all {
-                    let pending = levels.iter_mut().filter_map(|level| level.pending.take());
-                    chosen.extend(pending.map(|node| Chosen { node, itself: false }));
-                }
-                chosen.push(Chosen { node, itself });
-            }
-            let Some(below) = below else { continue };
-            let hopeless = (excluded && !self.exclude.may_except_below(&path, &exclude))
-                || (!included && self.include.is_some_and(|patterns| !patterns.may_match_below(&path)));
-            if hopeless {
-                continue;
-            }
-            if levels.len() > MAX_DEPTH {
-                return Err(DraftError::TooDeep(below.path().to_owned()));
-            }
-            levels.push(Level::new(&below, path, include, exclude, (!itself).then_some(node)));
-        }
-        Ok(chosen)
-    }
-}
-
-impl<'s> Level<'s> {
-    fn new(
-        dir: &Dir<'s>,
-        path: BString,
-        include: Matched,
-        exclude: Matched,
-        pending: Option<Node<'s>>,
-    ) -> Self {
-        Self { left: dir.children().into_iter(), path, include, exclude, pending }
-    }
-}
-
 fn parent<'s>(node: &Node<'s>) -> &'s BStr {
     path::parent(&node.entry.path).unwrap_or_default()
 }
@@ -457,6 +378,7 @@ fn attributes(node: &Node<'_>, copy: &Copy<'_>) -> (Entry, Location, Option<Inod
 
 #[cfg(test)]
 mod tests {
+    use super::super::draft::MAX_DEPTH;
     use super::super::testing::{Item, dir, entry, file, gone, hard, line, link, list, tree, with};
     use super::*;
 

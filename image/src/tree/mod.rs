@@ -7,9 +7,11 @@ pub mod accounts;
 pub mod chmod;
 pub mod copy;
 pub mod draft;
+mod filter;
 pub mod path;
 pub mod pattern;
 pub mod resolve;
+pub mod select;
 pub mod view;
 
 #[cfg(test)]
@@ -19,4 +21,5 @@ pub use chmod::Chmod;
 pub use copy::{Copy, CopyError, Match};
 pub use draft::{Draft, DraftError, Made, NewEntry};
 pub use pattern::{Glob, Patterns};
+pub use select::{Pick, Selection, select};
 pub use view::{Dir, Inode, InodeId, Location, Node, Tree};
