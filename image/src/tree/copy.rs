@@ -13,7 +13,7 @@ use super::draft::{Draft, DraftError, Made, NewEntry, directory};
 use super::filter::{Chosen, Filter};
 use super::path;
 use super::pattern::{Glob, Part, PatternError, Patterns, has_wildcard};
-use super::resolve::{Last, ResolveError, View, resolve};
+use super::resolve::{Last, Look, ResolveError, View, resolve};
 use super::view::{Dir, InodeId, Location, Node, Tree};
 use crate::layer::{Entry, Kind};
 
@@ -343,8 +343,8 @@ struct Under<'a, 'b> {
 }
 
 impl View for Under<'_, '_> {
-    fn entry(&self, path: &BStr) -> Option<&Entry> {
-        self.draft.entry(path::join(self.root, path).as_bstr())
+    fn look(&self, path: &BStr) -> Option<Look> {
+        self.draft.look(path::join(self.root, path).as_bstr())
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use bstr::{BStr, BString, ByteSlice};
 
 use super::path;
-use super::resolve::{Last, ResolveError, View, resolve};
+use super::resolve::{Last, Look, ResolveError, View, resolve};
 use super::view::{Dir, Location, Node, Tree};
 use crate::layer::whiteout::{self, Marker};
 use crate::layer::{Entry, Kind};
@@ -364,7 +364,14 @@ impl<'d, 'b> Cursor<'d, 'b> {
 }
 
 impl View for Draft<'_> {
-    fn entry(&self, path: &BStr) -> Option<&Entry> {
+    fn look(&self, path: &BStr) -> Option<Look> {
+        self.entry(path).map(Look::of)
+    }
+}
+
+impl Draft<'_> {
+    /// What is at the resolved path `path` now. The root may have no entry.
+    pub fn entry(&self, path: &BStr) -> Option<&Entry> {
         let mut slot = Some(&self.root);
         let mut dir = Some(self.base.root());
         let mut entry = self.base.get(b"").map(|node| node.entry);

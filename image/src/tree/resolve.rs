@@ -8,8 +8,19 @@ use crate::layer::{Entry, Kind};
 
 /// What can be looked up path by path.
 pub trait View {
-    /// What is at `path`; links are not followed.
-    fn entry(&self, path: &BStr) -> Option<&Entry>;
+    /// What is at `path`, none of whose parents is a link; links are not followed.
+    fn look(&self, path: &BStr) -> Option<Look>;
+}
+
+/// What matters of a path to what is resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// A directory.
+    Directory,
+    /// A symbolic link with its target.
+    Link(BString),
+    /// Anything else.
+    Other,
 }
 
 /// What to do with a link that the whole path is.
@@ -56,8 +67,8 @@ pub fn resolve(view: &impl View, path: &[u8], last: Last) -> Result<BString, Res
             _ => {}
         }
         let here = path::join(&at, &part);
-        match view.entry(here.as_bstr()).map(|entry| &entry.kind) {
-            Some(Kind::Symlink { target }) if !left.is_empty() || last == Last::Follow => {
+        match view.look(here.as_bstr()) {
+            Some(Look::Link(target)) if !left.is_empty() || last == Last::Follow => {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(ResolveError::Loop(path.into()));
@@ -65,10 +76,10 @@ pub fn resolve(view: &impl View, path: &[u8], last: Last) -> Result<BString, Res
                 if target.first() == Some(&b'/') {
                     at = BString::default();
                 }
-                let target: Vec<&BStr> = path::components(target).collect();
+                let target: Vec<&BStr> = path::components(&target).collect();
                 left.extend(target.into_iter().rev().map(BString::from));
             }
-            Some(kind) if !kind.is_dir() && !left.is_empty() => {
+            Some(Look::Other) if !left.is_empty() => {
                 return Err(ResolveError::NotDirectory { path: path.into(), file: here });
             }
             _ => at = here,
@@ -78,8 +89,19 @@ pub fn resolve(view: &impl View, path: &[u8], last: Last) -> Result<BString, Res
 }
 
 impl View for Tree {
-    fn entry(&self, path: &BStr) -> Option<&Entry> {
-        self.get(path).map(|node| node.entry)
+    fn look(&self, path: &BStr) -> Option<Look> {
+        self.get(path).map(|node| Look::of(node.entry))
+    }
+}
+
+impl Look {
+    /// What `entry` is.
+    pub fn of(entry: &Entry) -> Self {
+        match &entry.kind {
+            Kind::Directory { .. } => Self::Directory,
+            Kind::Symlink { target } => Self::Link(target.clone()),
+            _ => Self::Other,
+        }
     }
 }
 
