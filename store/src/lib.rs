@@ -19,6 +19,7 @@ pub mod lease;
 pub mod lock;
 pub mod pool;
 pub mod record;
+pub mod registry;
 pub mod root;
 pub mod stat;
 pub mod tag;
