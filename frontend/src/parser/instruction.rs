@@ -310,9 +310,9 @@ impl Context<'_, '_> {
     fn run(&self, statement: &Statement<'_>, heredocs: Vec<Heredoc>) -> Parse<Run> {
         let flags = &statement.flags;
         let network = flag::text(flags, "network");
-        one_of(&network, &["default", "none", "host"], "invalid network mode")?;
+        one_of(&network, &["default", "none", "host"], |mode| format!("invalid network mode {mode:?}"))?;
         let security = flag::text(flags, "security");
-        one_of(&security, &["sandbox", "insecure"], "invalid security mode")?;
+        one_of(&security, &["sandbox", "insecure"], |mode| format!("security {mode:?} is not valid"))?;
         Ok(Run {
             command: self.command(statement.arguments)?,
             heredocs,
@@ -624,13 +624,13 @@ fn split_at_white_space(text: &str) -> (&str, &str) {
     (first, rest.trim_start())
 }
 
-fn one_of(value: &Option<Word>, allowed: &[&str], what: &str) -> Parse<()> {
+/// Refuse a value that is none of those allowed.
+fn one_of(value: &Option<Word>, allowed: &[&str], message: impl Fn(&str) -> String) -> Parse<()> {
     let Some(value) = value else { return Ok(()) };
     if allowed.contains(&value.value.as_str()) {
         return Ok(());
     }
-    let error =
-        Diagnostic::error("invalid-flag-value", value.span, format!("{what} {:?}", shorten(&value.value)));
+    let error = Diagnostic::error("invalid-flag-value", value.span, message(&shorten(&value.value)));
     Err(match nearest(&value.value, allowed.iter().copied()) {
         Some(near) => error.with_help(format!("did you mean {near}?")),
         None => error.with_help(format!("it is one of {}", allowed.join(", "))),

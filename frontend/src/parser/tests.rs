@@ -94,6 +94,7 @@ fn every_error_has_its_words() {
         ("FROM x\nCOPY --chown=a --chown=b c d", "duplicate flag specified: --chown"),
         ("FROM x\nENV --a=b c=d", "unknown flag: --a"),
         ("FROM x\nRUN --network=hos a", "invalid network mode \"hos\""),
+        ("FROM x\nRUN --security=no a", "security \"no\" is not valid"),
         ("FROM x\nCOPY a <<E\nx\nE", "COPY cannot accept a heredoc as a destination"),
         ("FROM x\nRUN <<E\nx", "unterminated heredoc"),
         ("FROM x\nCMD [1]", "when using JSON array syntax, arrays must be comprised of strings only"),
