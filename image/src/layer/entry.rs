@@ -27,6 +27,9 @@ pub struct Entry {
     pub xattrs: BTreeMap<BString, BString>,
 }
 
+/// The mode of every symbolic link: Linux has no other.
+pub const SYMLINK_MODE: u16 = 0o777;
+
 /// The kinds of file in a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {

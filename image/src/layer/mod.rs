@@ -3,15 +3,18 @@
 //! [`read::index_tar`] takes a stranger's tar and yields the index; [`write::LayerWriter`] makes a tar and its index
 //! from entries. Both agree: what the writer writes, the reader reads back as the same index.
 
-pub mod archive;
 pub mod entry;
 pub mod index;
-pub mod read;
 pub mod whiteout;
-pub mod write;
 
 mod header;
 mod pax;
+
+pub mod archive;
+pub mod read;
+pub mod write;
+
+pub mod settle;
 
 pub use archive::{TarEntry, TarKind, TarReader};
 pub use entry::{Entry, Kind};

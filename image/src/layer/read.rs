@@ -11,7 +11,7 @@ use std::rc::Rc;
 use bstr::{BStr, BString, ByteSlice};
 
 use super::archive::{TarEntry, TarKind, TarReader, normalise};
-use super::entry::{Entry, Kind};
+use super::entry::{Entry, Kind, SYMLINK_MODE};
 use super::index::{LayerIndex, parent};
 use super::whiteout::{self, Marker};
 use crate::digest::{ContentDigest, DiffId, Hasher};
@@ -195,7 +195,7 @@ impl Collector {
         entry: TarEntry,
         content: Option<ContentDigest>,
     ) -> Result<(), ReadError> {
-        let TarEntry { kind, mode, uid, gid, mtime, mut xattrs, .. } = entry;
+        let TarEntry { kind, mut mode, uid, gid, mtime, mut xattrs, .. } = entry;
         xattrs.retain(|name, _| !whiteout::is_unwanted_xattr(name));
         let kind = match kind {
             TarKind::File { size, offset: Some(offset) } => {
@@ -206,7 +206,10 @@ impl Collector {
                 return Err(bad(path.as_bstr(), "sparse files cannot be read from a layer"));
             }
             TarKind::Directory => Kind::Directory { opaque: false, implied: false },
-            TarKind::Symlink(target) => Kind::Symlink { target },
+            TarKind::Symlink(target) => {
+                mode = SYMLINK_MODE;
+                Kind::Symlink { target }
+            }
             // What docker makes of it: overlayfs takes this very device for a deletion.
             TarKind::CharDevice { major: 0, minor: 0 } => {
                 self.remove(&key(&path));

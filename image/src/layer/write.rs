@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use bstr::{BString, ByteSlice};
 
 use super::archive::normalise;
-use super::entry::{Entry, Kind};
+use super::entry::{Entry, Kind, SYMLINK_MODE};
 use super::header::{BLOCK, Fields, MAX_OCTAL_8, MAX_OCTAL_12};
 use super::index::{IndexError, LayerIndex, is_below, parent, path_cmp};
 use super::{pax, whiteout};
@@ -213,6 +213,7 @@ impl<W: Write> LayerWriter<W> {
             Kind::Symlink { target } if target.is_empty() || target.contains(&0) || target.len() > 4095 => {
                 return Err(problem(entry, "the symbolic link's target cannot be written"));
             }
+            Kind::Symlink { .. } => entry.mode = SYMLINK_MODE,
             Kind::CharDevice { major: 0, minor: 0 } => {
                 return Err(problem(entry, "a character device 0:0 is overlayfs' mark of a deletion"));
             }

@@ -1,1 +1,3 @@
 //! Mounts: lower directories of layers, and what a sandbox mounts for itself.
+
+pub mod dirs;
