@@ -97,9 +97,14 @@ impl Images {
 
     /// Makes and stores the manifest of an image whose layers are in this root: config first, layers as they are.
     pub fn put_local(&self, config: &ImageConfig) -> Result<Descriptor, StoreError> {
-        let config_descriptor = self.put_document(media_type::OCI_CONFIG, &config.to_bytes())?;
-        let mut layers = Vec::with_capacity(config.rootfs.diff_ids.len());
-        for diff_id in &config.rootfs.diff_ids {
+        self.put_local_as(&config.to_bytes(), &config.rootfs.diff_ids)
+    }
+
+    /// The same from the bytes of a config that names these layers.
+    pub fn put_local_as(&self, config: &[u8], diff_ids: &[DiffId]) -> Result<Descriptor, StoreError> {
+        let config = self.put_document(media_type::OCI_CONFIG, config)?;
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for diff_id in diff_ids {
             let Some(size) = self.root.layers().size(diff_id)? else {
                 return Err(StoreError::Missing { what: "layer", name: diff_id.to_string() });
             };
@@ -109,7 +114,7 @@ impl Images {
             schema_version: 2,
             media_type: media_type::OCI_MANIFEST.to_owned(),
             artifact_type: None,
-            config: config_descriptor,
+            config,
             layers,
             subject: None,
             annotations: std::collections::BTreeMap::new(),
