@@ -2,6 +2,7 @@
 
 use regex::{Regex, RegexBuilder};
 
+use super::lexer::append;
 use super::{ExpandErrorKind, MAX_VALUE};
 
 /// The longest pattern: matching takes time in pattern times value.
@@ -66,9 +67,9 @@ impl<'a> Pattern<'a> {
         let regex = self.regex(self.parts.iter(), true, false)?;
         let Some(found) = regex.find(value) else { return Ok(value.to_owned()) };
         let mut result = String::new();
-        super::append(&mut result, &value[..found.start()])?;
-        super::append(&mut result, replacement)?;
-        super::append(&mut result, &value[found.end()..])?;
+        append(&mut result, &value[..found.start()])?;
+        append(&mut result, replacement)?;
+        append(&mut result, &value[found.end()..])?;
         Ok(result)
     }
 
@@ -80,14 +81,14 @@ impl<'a> Pattern<'a> {
         let mut done = 0;
         for captures in regex.captures_iter(value) {
             let Some(found) = captures.get(0) else { continue };
-            super::append(&mut result, &value[done..found.start()])?;
+            append(&mut result, &value[done..found.start()])?;
             captures.expand(replacement, &mut result);
             if result.len() > MAX_VALUE {
                 return Err(ExpandErrorKind::TooLarge);
             }
             done = found.end();
         }
-        super::append(&mut result, &value[done..])?;
+        append(&mut result, &value[done..])?;
         Ok(result)
     }
 

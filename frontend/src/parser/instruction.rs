@@ -5,14 +5,15 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::flag::{self, FlagKind, FlagSpec};
+use super::flag;
 use super::heredoc::{self, Opening};
 use super::json::{self, Json};
+use super::keyword::Keyword;
 use super::line::{Lines, Logical};
-use super::{duration, word};
+use super::word;
 use crate::ast::{
-    ArgDefinition, Command, Copy, CopySource, Flag, From, Healthcheck, Heredoc, Instruction, InstructionKind,
-    Onbuild, Pairs, Run, Span, Word,
+    ArgDefinition, Command, Copy, CopySource, Flag, From, Heredoc, Instruction, InstructionKind, Onbuild,
+    Pairs, Run, Span, Word,
 };
 use crate::diagnostic::{Diagnostic, nearest};
 
@@ -68,120 +69,14 @@ pub(super) fn parse(
     Parsed { instruction, span, is_from }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keyword {
-    Add,
-    Arg,
-    Cmd,
-    Copy,
-    Entrypoint,
-    Env,
-    Expose,
-    From,
-    Healthcheck,
-    Label,
-    Maintainer,
-    Onbuild,
-    Run,
-    Shell,
-    StopSignal,
-    User,
-    Volume,
-    Workdir,
-}
-
-const KEYWORDS: [(&str, Keyword); 18] = [
-    ("ADD", Keyword::Add),
-    ("ARG", Keyword::Arg),
-    ("CMD", Keyword::Cmd),
-    ("COPY", Keyword::Copy),
-    ("ENTRYPOINT", Keyword::Entrypoint),
-    ("ENV", Keyword::Env),
-    ("EXPOSE", Keyword::Expose),
-    ("FROM", Keyword::From),
-    ("HEALTHCHECK", Keyword::Healthcheck),
-    ("LABEL", Keyword::Label),
-    ("MAINTAINER", Keyword::Maintainer),
-    ("ONBUILD", Keyword::Onbuild),
-    ("RUN", Keyword::Run),
-    ("SHELL", Keyword::Shell),
-    ("STOPSIGNAL", Keyword::StopSignal),
-    ("USER", Keyword::User),
-    ("VOLUME", Keyword::Volume),
-    ("WORKDIR", Keyword::Workdir),
-];
-
-impl Keyword {
-    fn parse(name: &str) -> Option<Self> {
-        KEYWORDS.iter().find(|(keyword, _)| name.eq_ignore_ascii_case(keyword)).map(|(_, keyword)| *keyword)
-    }
-
-    fn name(self) -> &'static str {
-        KEYWORDS.iter().find(|(_, keyword)| *keyword == self).map_or("", |(name, _)| name)
-    }
-
-    fn flags(self) -> &'static [FlagSpec] {
-        const fn text(name: &'static str) -> FlagSpec {
-            FlagSpec { name, kind: FlagKind::Text }
-        }
-        const fn list(name: &'static str) -> FlagSpec {
-            FlagSpec { name, kind: FlagKind::List }
-        }
-        const fn bool(name: &'static str) -> FlagSpec {
-            FlagSpec { name, kind: FlagKind::Bool }
-        }
-        match self {
-            Self::From => const { &[text("platform")] },
-            Self::Run => const { &[list("mount"), text("network"), text("security"), list("device")] },
-            Self::Copy => {
-                const {
-                    &[
-                        text("from"),
-                        text("chown"),
-                        text("chmod"),
-                        bool("link"),
-                        bool("parents"),
-                        list("exclude"),
-                    ]
-                }
-            }
-            Self::Add => {
-                const {
-                    &[
-                        text("chown"),
-                        text("chmod"),
-                        bool("link"),
-                        bool("keep-git-dir"),
-                        text("checksum"),
-                        bool("unpack"),
-                        list("exclude"),
-                    ]
-                }
-            }
-            Self::Healthcheck => {
-                const {
-                    &[
-                        text("interval"),
-                        text("timeout"),
-                        text("start-period"),
-                        text("start-interval"),
-                        text("retries"),
-                    ]
-                }
-            }
-            _ => &[],
-        }
-    }
-}
-
 /// A keyword, its flags and the rest: an instruction, or the trigger of ONBUILD.
 #[derive(Debug)]
-struct Statement<'l> {
+pub(super) struct Statement<'l> {
     text: &'l str,
     name: &'l str,
     keyword: Option<Keyword>,
-    flags: Vec<Flag>,
-    arguments: &'l str,
+    pub(super) flags: Vec<Flag>,
+    pub(super) arguments: &'l str,
 }
 
 impl<'l> Statement<'l> {
@@ -200,18 +95,19 @@ impl<'l> Statement<'l> {
     }
 
     fn nearest(&self) -> Option<&'static str> {
-        nearest(self.name, KEYWORDS.iter().map(|(name, _)| *name))
+        Keyword::nearest(self.name)
     }
 }
 
 /// What the parsers of single instructions share.
-struct Context<'c, 'a> {
-    line: &'c Logical<'a>,
+pub(super) struct Context<'c, 'a> {
+    pub(super) line: &'c Logical<'a>,
     escape: char,
     comments: &'c [Word],
 }
 
-type Parse<T> = Result<T, Diagnostic>;
+/// A part of an instruction, or the first thing wrong with it.
+pub(super) type Parse<T> = Result<T, Diagnostic>;
 
 impl Context<'_, '_> {
     /// The instruction itself; `None` with an error among `errors`.
@@ -324,7 +220,7 @@ impl Context<'_, '_> {
     }
 
     /// Shell or exec form. Without arguments it is the shell form of an empty line, as the peers have it.
-    fn command(&self, arguments: &str) -> Parse<Command> {
+    pub(super) fn command(&self, arguments: &str) -> Parse<Command> {
         Ok(match self.json(arguments)? {
             Some(strings) => Command::Exec(strings.into_iter().map(|word| word.value).collect()),
             None => Command::Shell(self.line.word(arguments)),
@@ -494,42 +390,6 @@ impl Context<'_, '_> {
         Ok(self.line.word(statement.arguments))
     }
 
-    fn healthcheck(&self, statement: &Statement<'_>) -> Parse<Healthcheck> {
-        if statement.arguments.is_empty() {
-            return Err(self.missing_argument(Keyword::Healthcheck, statement));
-        }
-        let (kind, arguments) = split_at_white_space(statement.arguments);
-        if kind.eq_ignore_ascii_case("NONE") {
-            if !arguments.is_empty() {
-                let message = "HEALTHCHECK NONE takes no arguments";
-                return Err(Diagnostic::error("too-many-arguments", self.line.span(arguments), message));
-            }
-            return Ok(Healthcheck::None);
-        }
-        if !kind.eq_ignore_ascii_case("CMD") {
-            let message =
-                format!("Unknown type {:?} in HEALTHCHECK (try CMD)", shorten(&kind.to_uppercase()));
-            return Err(Diagnostic::error("unknown-healthcheck", self.line.span(kind), message));
-        }
-        let command = self.command(arguments)?;
-        let empty = match &command {
-            Command::Shell(line) => line.value.is_empty(),
-            Command::Exec(arguments) => arguments.is_empty(),
-        };
-        if empty {
-            return Err(self.error(statement, "Missing command after HEALTHCHECK CMD"));
-        }
-        let flags = &statement.flags;
-        Ok(Healthcheck::Check {
-            command,
-            interval: interval(flags, "interval")?,
-            timeout: interval(flags, "timeout")?,
-            start_period: interval(flags, "start-period")?,
-            start_interval: interval(flags, "start-interval")?,
-            retries: retries(flags)?,
-        })
-    }
-
     fn onbuild(
         &self,
         statement: &Statement<'_>,
@@ -603,12 +463,12 @@ impl Context<'_, '_> {
         Diagnostic::error("blank-name", self.line.span(word), message)
     }
 
-    fn missing_argument(&self, keyword: Keyword, statement: &Statement<'_>) -> Diagnostic {
+    pub(super) fn missing_argument(&self, keyword: Keyword, statement: &Statement<'_>) -> Diagnostic {
         self.error(statement, format!("{} requires at least one argument", keyword.name()))
     }
 
     /// An error about the arguments as a whole.
-    fn error(&self, statement: &Statement<'_>, message: impl Into<String>) -> Diagnostic {
+    pub(super) fn error(&self, statement: &Statement<'_>, message: impl Into<String>) -> Diagnostic {
         Diagnostic::error("invalid-arguments", self.line.span(statement.text), message)
     }
 }
@@ -617,11 +477,6 @@ fn is_stage_name(name: &str) -> bool {
     static NAME: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"^[a-z][a-z0-9_.-]*$").expect("it is a valid pattern"));
     NAME.is_match(name)
-}
-
-fn split_at_white_space(text: &str) -> (&str, &str) {
-    let (first, rest) = text.split_at(text.find(char::is_whitespace).unwrap_or(text.len()));
-    (first, rest.trim_start())
 }
 
 /// Refuse a value that is none of those allowed.
@@ -637,36 +492,13 @@ fn one_of(value: &Option<Word>, allowed: &[&str], message: impl Fn(&str) -> Stri
     })
 }
 
-/// The shortest interval that a health check may have, in nanoseconds.
-const MIN_INTERVAL: i64 = 1_000_000;
-
-fn interval(flags: &[Flag], name: &str) -> Parse<i64> {
-    let Some(value) = flag::text(flags, name) else { return Ok(0) };
-    let error = |message| Diagnostic::error("invalid-duration", value.span, message);
-    match duration::parse(&value.value).map_err(error)? {
-        0 => Ok(0),
-        short if short < MIN_INTERVAL => Err(error(format!("Interval {name:?} cannot be less than 1ms"))),
-        interval => Ok(interval),
-    }
-}
-
-fn retries(flags: &[Flag]) -> Parse<i64> {
-    let Some(value) = flag::text(flags, "retries") else { return Ok(0) };
-    let error = |message| Diagnostic::error("invalid-flag-value", value.span, message);
-    match value.value.parse::<i32>() {
-        Ok(retries) if retries < 0 => Err(error(format!("--retries cannot be negative ({retries})"))),
-        Ok(retries) => Ok(retries.into()),
-        Err(_) => Err(error(format!("--retries is not a number: {:?}", shorten(&value.value)))),
-    }
-}
-
 /// `keyword`, in lower case if that is how the other is written.
 fn in_case_of(keyword: &str, written: &str) -> String {
     if written.chars().any(char::is_uppercase) { keyword.to_owned() } else { keyword.to_lowercase() }
 }
 
 /// Text for a message: what is too long to read is cut.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     let cut = crate::text::floor_boundary(text, 100);
     if cut == text.len() { text.to_owned() } else { format!("{}...", &text[..cut]) }
 }

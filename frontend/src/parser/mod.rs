@@ -4,9 +4,11 @@
 mod directive;
 mod duration;
 mod flag;
+mod healthcheck;
 mod heredoc;
 mod instruction;
 mod json;
+mod keyword;
 mod line;
 mod word;
 
