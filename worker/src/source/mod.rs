@@ -1,3 +1,4 @@
 //! Sources: where files come from.
 
 pub mod git;
+pub mod resolve;
