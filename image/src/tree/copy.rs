@@ -32,7 +32,8 @@ pub struct Copy<'a> {
     pub follow_symlinks: bool,
     /// Copy what is in a directory rather than the directory.
     pub contents_only: bool,
-    /// `--parents`: what comes after this directory in `source` is kept below the destination.
+    /// `--parents`: `source` is the directory that the paths start from, this the pattern of what is copied of it, with
+    /// the directories that lead to it.
     pub parents: Option<&'a str>,
     /// What is not copied, relative to the directory that is.
     pub exclude: &'a Patterns,
@@ -83,22 +84,20 @@ pub enum CopyError {
 /// The paths of `tree` that `source` means, in order. A source without wildcards must be there.
 pub fn sources(tree: &Tree, copy: &Copy<'_>) -> Result<Vec<Match>, CopyError> {
     let not_found = || CopyError::NotFound(copy.source.to_owned());
-    if let Some(pivot) = copy.parents {
-        let found = named(tree, pivot.as_bytes(), true)?.ok_or_else(not_found)?;
-        let below = below(copy.source, pivot);
-        let there = || {
-            Ok::<_, CopyError>(
-                tree.get(&path::join(&found.resolved, &path::clean(below.as_bytes()))).is_some(),
-            )
-        };
-        if !below.is_empty() && !has_wildcard(below) && !there()? {
-            return Err(not_found());
-        }
-        return Ok(vec![found]);
-    }
     let found = matches(tree, copy.source, copy.wildcard, copy.follow_symlinks)?;
-    let must = !(copy.wildcard && has_wildcard(copy.source) && copy.allow_empty);
-    if found.is_empty() && must { Err(not_found()) } else { Ok(found) }
+    let Some(below) = copy.parents else {
+        let may_be_empty = copy.wildcard && has_wildcard(copy.source) && copy.allow_empty;
+        return if found.is_empty() && !may_be_empty { Err(not_found()) } else { Ok(found) };
+    };
+    let below_clean = path::clean(below.as_bytes());
+    let there = |found: &Match| {
+        below_clean.is_empty() || tree.get(&path::join(&found.resolved, &below_clean)).is_some()
+    };
+    if !copy.wildcard && !has_wildcard(below) && !found.iter().any(there) {
+        let missing = path::join(&path::clean(copy.source.as_bytes()), &below_clean);
+        return Err(CopyError::NotFound(path::show(&missing)));
+    }
+    Ok(found)
 }
 
 /// The paths of `tree` that `source` means, in order; none if it is not there.
@@ -162,15 +161,6 @@ fn search(dir: &Dir<'_>, parts: &[Part], found: &mut Vec<BString>) {
     }
 }
 
-/// What of `source` is below the directory `pivot`.
-fn below<'a>(source: &'a str, pivot: &str) -> &'a str {
-    let (source, pivot) = (source.trim_matches('/'), pivot.trim_matches('/'));
-    let rest = source
-        .strip_prefix(pivot)
-        .filter(|rest| pivot.is_empty() || rest.is_empty() || rest.starts_with('/'));
-    rest.unwrap_or(source).trim_matches('/')
-}
-
 impl Draft<'_> {
     /// Copies what `found`, one of the [`sources`] of `copy`, is in `from`.
     pub fn copy(&mut self, from: &Tree, found: &Match, copy: &Copy<'_>) -> Result<(), CopyError> {
@@ -196,7 +186,7 @@ impl Draft<'_> {
             return Ok(self.cursor_at(&to)?.set(entry, location, None, &to)?);
         };
 
-        let include = match copy.parents.map(|pivot| below(copy.source, pivot)) {
+        let include = match copy.parents.map(|pattern| pattern.trim_matches('/')) {
             Some(pattern) if !pattern.is_empty() => Some(Patterns::new([pattern])?),
             _ => None,
         };
@@ -574,18 +564,18 @@ mod tests {
     fn parents_are_kept() {
         let none = Patterns::default();
         let (base, context) = (Tree::empty(), context());
-        for (source, pivot, want) in [
-            ("/d/sub/two.md", "/", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md"][..]),
-            ("/d/sub", "/", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md", "n/d/sub/up -> ../one"]),
-            ("/d/sub/two.md", "/d", &["n/", "n/sub/ 711", "n/sub/two.md"]),
-            ("/**/*.md", "/", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md"]),
-            ("/*/one", "/", &["n/", "n/d/ 700", "n/d/one"]),
-            ("/d", "/d", &["n/", "n/one", "n/sub/ 711", "n/sub/two.md", "n/sub/up -> ../one"]),
-            ("/no/such", "/", &["could not copy /no/such: not found"]),
-            ("/no/*", "/", &["n/"]),
+        for (source, pattern, want) in [
+            ("/", "d/sub/two.md", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md"][..]),
+            ("/", "d/sub", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md", "n/d/sub/up -> ../one"]),
+            ("/d", "sub/two.md", &["n/", "n/sub/ 711", "n/sub/two.md"]),
+            ("/", "**/*.md", &["n/", "n/d/ 700", "n/d/sub/ 711", "n/d/sub/two.md"]),
+            ("/", "*/one", &["n/", "n/d/ 700", "n/d/one"]),
+            ("/d", "", &["n/", "n/one", "n/sub/ 711", "n/sub/two.md", "n/sub/up -> ../one"]),
+            ("/", "no/such", &["could not copy /no/such: not found"]),
+            ("/", "no/*", &["n/"]),
         ] {
-            let copy = Copy { parents: Some(pivot), ..plain(source, "/n/", &none) };
-            assert_eq!(lines(run(&base, &context, &[copy])), want, "{source} {pivot}");
+            let copy = Copy { parents: Some(pattern), wildcard: false, ..plain(source, "/n/", &none) };
+            assert_eq!(lines(run(&base, &context, &[copy])), want, "{source} {pattern}");
         }
     }
 
