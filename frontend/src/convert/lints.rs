@@ -72,7 +72,13 @@ pub(super) fn undefined_variables<'a>(
     warnings: &mut Vec<Diagnostic>,
 ) {
     for name in names.filter(|name| !NOT_IN_ENV.contains(&name.as_str())) {
-        warnings.push(rules::undefined_var(span, name, suggest::nearest(name, variables.names())));
+        // Looking for near names costs their number: not for every line of a generated file.
+        let near = if warnings.len() < MOST_SUGGESTIONS {
+            suggest::nearest(name, variables.names().take(MOST_NAMES))
+        } else {
+            None
+        };
+        warnings.push(rules::undefined_var(span, name, near));
     }
 }
 
@@ -107,3 +113,8 @@ pub(super) fn ignored_file(
         warnings.push(rules::copy_ignored_file(span, keyword, &source));
     }
 }
+
+/// After so many findings no more names are looked for.
+const MOST_SUGGESTIONS: usize = 100;
+/// How many names are looked at.
+const MOST_NAMES: usize = 1000;

@@ -81,6 +81,7 @@ pub fn convert(
         platform,
         build_platform,
         outputs: vec![None; plan.nodes.len()],
+        context: None,
         displays: plan.nodes.iter().map(|node| node.stage.display()).collect(),
         ignore,
         ignored,

@@ -45,15 +45,15 @@ impl StageBuilder<'_, '_> {
         let security = self.run_security(run)?;
         let devices = self.devices(run)?;
 
-        let mut env = self.state.variables.clone();
+        let mut env = self.state.variables.to_env();
         let socket = mounts.iter().find(|mount| matches!(mount.kind, solver::op::MountKind::Ssh { .. }));
-        if let (Some(socket), None) = (socket, env.get("SSH_AUTH_SOCK")) {
-            env.set("SSH_AUTH_SOCK", &socket.target);
+        if let (Some(socket), None) = (socket, self.state.variables.get("SSH_AUTH_SOCK")) {
+            env.push(format!("SSH_AUTH_SOCK={}", socket.target));
         }
         let request = self.shared.request;
         let exec = Exec {
             args: args.clone(),
-            env: env.to_env(),
+            env,
             cwd: self.state.workdir.clone(),
             user: self.state.config.config.user.clone(),
             mounts,

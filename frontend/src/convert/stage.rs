@@ -33,6 +33,8 @@ pub(super) struct Shared<'a> {
     pub(super) proxy_env: Vec<String>,
     /// The stages done so far: their files (`None`: not done, `Some(None)`: no files).
     pub(super) outputs: Vec<Option<Option<VertexId>>>,
+    /// The main context's vertex, once something reads it.
+    pub(super) context: Option<VertexId>,
     /// The stages' names, for `explain`.
     pub(super) displays: Vec<String>,
     /// Patterns of the main context's ignore file.
@@ -92,6 +94,15 @@ impl<'a> Shared<'a> {
 
     /// The main context.
     pub(super) fn context(&mut self) -> VertexId {
+        if let Some(vertex) = self.context {
+            return vertex;
+        }
+        let vertex = self.new_context();
+        self.context = Some(vertex);
+        vertex
+    }
+
+    fn new_context(&mut self) -> VertexId {
         let source = match &self.request.main_context {
             MainContext::Local => Source::Local { name: "context".to_owned(), ignore: self.ignore.clone() },
             MainContext::Source(source) => source.clone(),
@@ -264,15 +275,15 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
 
     /// `[build 2/4] RUN make`.
     pub(super) fn progress_name(&mut self, text: &str) -> String {
-        if self.total == 0 {
-            return text.to_owned();
-        }
         self.done += 1;
         self.progress_name_again(text)
     }
 
     /// The same for a vertex that belongs to the same instruction.
     pub(super) fn progress_name_again(&self, text: &str) -> String {
+        if self.total == 0 {
+            return text.to_owned();
+        }
         let mut name = "[".to_owned();
         if self.shared.request.multi_platform {
             name.push_str(&self.state.platform.to_string());
@@ -283,7 +294,7 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
             name.push_str(&self.display);
             name.push(' ');
         }
-        let width = self.total.max(1).ilog10() as usize + 1;
+        let width = self.total.ilog10() as usize + 1;
         name.push_str(&format!("{:width$}/{}] ", self.done, self.total));
         if self.onbuild {
             name.push_str("ONBUILD ");
