@@ -132,3 +132,28 @@ impl<T, E: std::error::Error + 'static> OrFail<T> for Result<T, E> {
         self.map_err(|error| Failure::of(class, &error))
     }
 }
+
+impl Failure {
+    /// The failure of an image that could not be had.
+    pub(crate) fn from_image(error: &worker::source::resolve::ImageError) -> Self {
+        use worker::source::resolve::ImageError;
+        let class = match error {
+            ImageError::Registry { source, .. } => match source.class() {
+                store::registry::Class::Auth => Class::Auth,
+                store::registry::Class::NotFound => Class::Dockerfile,
+                store::registry::Class::Network
+                | store::registry::Class::Refused
+                | store::registry::Class::Corrupt => Class::Network,
+                store::registry::Class::Local => Class::Host,
+            },
+            ImageError::NotHere(_) | ImageError::Platform { .. } => Class::Dockerfile,
+            ImageError::Config { .. } | ImageError::Nested(_) => Class::Network,
+            ImageError::NotImage | ImageError::Store(_) => Class::Internal,
+        };
+        let failure = Self::of(class, error);
+        match class {
+            Class::Auth => failure.hint("`rbuild login` stores credentials"),
+            _ => failure,
+        }
+    }
+}

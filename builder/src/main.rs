@@ -2,6 +2,7 @@
 //!
 //! Reading order: `cli` (what was typed), `request` (what it means), `commands`, `build` (one build, top to bottom).
 
+mod build;
 mod cli;
 mod commands;
 mod context;
@@ -9,6 +10,7 @@ mod environment;
 mod export;
 mod failure;
 mod request;
+mod resolver;
 mod show;
 
 use std::process::ExitCode;

@@ -13,10 +13,10 @@ pub(crate) async fn resolve(
     requests: &[ImageRequest],
 ) -> Result<HashMap<Source, ResolvedImage>, Vec<(ImageRequest, ImageError)>> {
     let answers = join_all(requests.iter().map(async |request| {
-        images.find_source(&request.source).await.map(|found| ResolvedImage {
-            digest: found.digest(),
-            config: found.config.clone(),
-        })
+        images
+            .find_source(&request.source)
+            .await
+            .map(|found| ResolvedImage { digest: found.digest(), config: found.config.clone() })
     }))
     .await;
     let mut resolved = HashMap::new();

@@ -1,0 +1,215 @@
+//! One build, from flags to image, top to bottom.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use frontend::ast::Span;
+use frontend::diagnostic::{RenderStyle, Severity};
+use frontend::request::{Conversion, Converted, ImageRequest};
+use frontend::{Diagnostic, Dockerfile, lint};
+use image::Platform;
+use solver::op::Source;
+use worker::source::resolve::{ImageError, Images};
+
+use crate::context::Context;
+use crate::failure::{Class, Failure};
+use crate::request::BuildRequest;
+use crate::resolver;
+
+/// A Dockerfile that was read and parsed without errors.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) dockerfile: Dockerfile,
+    /// Its text, as spans count it.
+    pub(crate) text: String,
+    /// Its name in messages.
+    pub(crate) name: String,
+    pub(crate) lint: lint::Config,
+}
+
+impl Parsed {
+    /// Parses the Dockerfile of `context`. All errors are shown at once.
+    pub(crate) fn new(context: &Context, request: &BuildRequest) -> Result<Self, Failure> {
+        let text = frontend::text::decode(&context.text).into_owned();
+        let (dockerfile, errors) = frontend::parse(&context.text);
+        let name = context.name.clone();
+        if !errors.is_empty() {
+            return Err(rejected(&errors, &name, &text));
+        }
+        let check = request.build_args.iter().rev().find(|(name, _)| name == lint::BUILD_ARG);
+        let lint = lint::Config::new(&dockerfile, check.map(|(_, value)| value.as_str()))
+            .map_err(|error| rejected(&[error], &name, &text))?;
+        Ok(Self { dockerfile, text, name, lint })
+    }
+
+    /// A failure that shows `errors` with their lines.
+    pub(crate) fn rejected(&self, errors: &[Diagnostic]) -> Failure {
+        rejected(errors, &self.name, &self.text)
+    }
+
+    /// Findings of the linter that are not switched off, and whether they are to fail the build.
+    pub(crate) fn findings(&self, converted: &[Converted]) -> (Vec<Diagnostic>, bool) {
+        let mut findings = lint::check(&self.dockerfile);
+        for warning in converted.iter().flat_map(|converted| &converted.warnings) {
+            // Several platforms find the same.
+            if !findings.contains(warning) {
+                findings.push(warning.clone());
+            }
+        }
+        findings.sort_by_key(|finding| finding.spans.first().copied());
+        self.lint.filter(findings)
+    }
+
+    /// The findings as they are shown at the end of a build, or by `--check`.
+    pub(crate) fn show(&self, findings: &[Diagnostic]) -> String {
+        let shown: Vec<String> = findings
+            .iter()
+            .map(|finding| finding.render(&self.name, &self.text, RenderStyle::Plain))
+            .collect();
+        shown.join("\n\n")
+    }
+
+    /// The lines of a step that failed, as BuildKit shows them.
+    pub(crate) fn excerpt(&self, span: (usize, usize)) -> String {
+        excerpt(&self.name, &self.text, Span { start: span.0, end: span.1 })
+    }
+}
+
+fn rejected(errors: &[Diagnostic], name: &str, text: &str) -> Failure {
+    let shown: Vec<String> =
+        errors.iter().map(|error| error.render(name, text, RenderStyle::Plain)).collect();
+    let first = errors.iter().find(|error| error.severity == Severity::Error).or(errors.first());
+    let line = first.and_then(|error| error.spans.first()).map(|span| {
+        let (line, _) = frontend::text::LineIndex::new(text).lines(*span);
+        format!(" on line {line}")
+    });
+    let message = first.map_or_else(String::new, |error| {
+        format!("could not read {name}{}: {}", line.unwrap_or_default(), error.message)
+    });
+    Failure::new(Class::Dockerfile, message).report(shown.join("\n\n"))
+}
+
+/// Marked lines with two of their neighbours (one for a range of lines), between rulers.
+fn excerpt(name: &str, text: &str, span: Span) -> String {
+    let (first, last) = frontend::text::LineIndex::new(text).lines(span);
+    let padding = if first == last { 2 } else { 1 };
+    let mut shown = format!("{name}:{first}\n--------------------\n");
+    for (number, line) in (1..).zip(text.lines()) {
+        if number + padding < first {
+            continue;
+        }
+        if number > last + padding {
+            break;
+        }
+        let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
+        shown.push_str(format!(" {number:3} | {mark} {line}").trim_end());
+        shown.push('\n');
+    }
+    shown.push_str("--------------------");
+    shown
+}
+
+/// What the frontend is asked, for one platform.
+pub(crate) fn frontend_request(
+    request: &BuildRequest,
+    context: &Context,
+    contexts: &NamedContexts,
+    platform: Option<Platform>,
+) -> frontend::request::Request {
+    frontend::request::Request {
+        target: request.target.clone(),
+        build_args: request.build_args.clone(),
+        labels: request.labels.clone(),
+        platform,
+        build_platform: None,
+        contexts: contexts.described.clone(),
+        main_context: context.main.clone(),
+        ignore: context.ignore.clone(),
+        no_cache: request.no_cache,
+        no_cache_filter: request.no_cache_filter.clone(),
+        network: request.network,
+        extra_hosts: request.extra_hosts.clone(),
+        shm_size: request.shm_size,
+        ulimits: request.ulimits.clone(),
+        cgroup_parent: request.cgroup_parent.clone(),
+        allow: request.allow.clone(),
+        proxy_env: request.proxy_env.clone(),
+        source_date_epoch: request.source_date_epoch,
+        multi_platform: request.platforms.len() > 1,
+    }
+}
+
+/// `--build-context`: what the frontend is told, and where local ones are.
+#[derive(Debug, Default)]
+pub(crate) struct NamedContexts {
+    pub(crate) described: std::collections::BTreeMap<String, frontend::request::NamedContext>,
+    pub(crate) directories: std::collections::BTreeMap<String, PathBuf>,
+}
+
+/// Converts for one platform, getting the image configs that conversion asks for.
+pub(crate) async fn convert(
+    parsed: &Parsed,
+    request: &frontend::request::Request,
+    images: &Rc<Images>,
+) -> Result<Converted, Failure> {
+    let mut known = HashMap::new();
+    loop {
+        let conversion = frontend::convert(&parsed.dockerfile, request, &known);
+        match conversion.map_err(|errors| parsed.rejected(&errors))? {
+            Conversion::Complete(converted) => return Ok(*converted),
+            Conversion::NeedsImages(needed) => {
+                let new =
+                    resolver::resolve(images, &needed).await.map_err(|failed| unresolved(parsed, &failed))?;
+                known.extend(new);
+            }
+        }
+    }
+}
+
+fn unresolved(parsed: &Parsed, failed: &[(ImageRequest, ImageError)]) -> Failure {
+    let mut failures = failed.iter().map(|(request, error)| {
+        let failure = Failure::from_image(error);
+        let excerpt = excerpt(&parsed.name, &parsed.text, request.span);
+        failure.report(excerpt)
+    });
+    let mut first = failures.next().expect("something failed");
+    for other in failures {
+        first.report = format!("{}\n{}\n{}", first.report, other.report, other.message);
+    }
+    first
+}
+
+/// The name of a source, for messages.
+pub(crate) fn source_name(source: &Source) -> String {
+    match source {
+        Source::Image { reference, .. } => reference.familiar(),
+        Source::OciLayout { path, .. } => path.clone(),
+        Source::Local { name, .. } => name.clone(),
+        Source::Git { remote, .. } => remote.clone(),
+        Source::Http { url, .. } => url.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_mark_what_failed() {
+        let text = "FROM a\n\nRUN x \\\n  y\nRUN z\n";
+        let at = |part: &str| {
+            let start = text.find(part).unwrap();
+            Span { start, end: start + part.len() }
+        };
+        let rule = "--------------------";
+        assert_eq!(
+            excerpt("Dockerfile", text, at("RUN z")),
+            format!("Dockerfile:5\n{rule}\n   3 |     RUN x \\\n   4 |       y\n   5 | >>> RUN z\n{rule}")
+        );
+        assert_eq!(
+            excerpt("f", text, at("RUN x \\\n  y")),
+            format!("f:3\n{rule}\n   2 |\n   3 | >>> RUN x \\\n   4 | >>>   y\n   5 |     RUN z\n{rule}")
+        );
+    }
+}
