@@ -431,7 +431,7 @@ impl IndexCache {
         kept
     }
 
-    fn remove(&self, diff_id: &DiffId) {
+    pub(crate) fn remove(&self, diff_id: &DiffId) {
         self.lock().by_layer.remove(diff_id);
     }
 

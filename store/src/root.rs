@@ -11,6 +11,7 @@
 //! locks/<hex>          a lock a key, present while held
 //! locks/gc             shared: taking leases and renaming into place; exclusive: prune deciding what goes
 //! processes/<id>       locked by a live process; its content is what that process holds (see lease.rs)
+//! reserve              space for pruning on a full disk
 //! tmp/<id>/            that process' temporary files, work directories and trash
 //! ```
 //!
@@ -46,6 +47,11 @@ use crate::tag::{Images, Tags};
 
 /// The content of the file `version`.
 const VERSION: &str = "rbuild store 1\n";
+
+/// The name of a file that takes up some space, so that there is some when the disk is full: a prune must be able to
+/// write down what it deletes.
+pub(crate) const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 4 << 20;
 
 /// Rows used within this many seconds are not marked as used again: a cached build writes nothing.
 pub(crate) const USED_GRAIN: i64 = 3600;
@@ -630,6 +636,17 @@ fn open_up(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes some space for bad times; not having it is no error.
+pub(crate) fn make_reserve(root: &Path) {
+    let path = root.join(RESERVE);
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).and_then(
+        |file| Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)?),
+    );
+    if made.is_err() {
+        let _ = fs::remove_file(&path);
+    }
+}
+
 fn names(dir: &Path) -> Vec<std::ffi::OsString> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect()
@@ -661,7 +678,11 @@ fn create(path: &Path) -> Result<(), RootError> {
     const DIRS: [&str; 7] = ["blobs", "layers", "mounts", "locks", "processes", "stat", "tmp"];
     let ours = |name: &std::ffi::OsString| {
         name.to_str().is_some_and(|name| {
-            DIRS.contains(&name) || name == "version" || name.starts_with("version-") || name == "lost+found"
+            DIRS.contains(&name)
+                || name == RESERVE
+                || name == "version"
+                || name.starts_with("version-")
+                || name == "lost+found"
         })
     };
     if !names(path).iter().all(ours) {
@@ -677,6 +698,7 @@ fn create(path: &Path) -> Result<(), RootError> {
             other => other.map_err(RootError::io("make", &dir))?,
         }
     }
+    make_reserve(path);
     // Last, and by rename: with it the root is complete.
     let temp = path.join(format!("version-{:016x}", random()));
     fs::write(&temp, VERSION).map_err(RootError::io("write", &temp))?;

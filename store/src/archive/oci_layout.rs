@@ -404,7 +404,7 @@ mod tests {
                 match path.is_dir() {
                     true => todo.push(path),
                     false => {
-                        found.push((path.strip_prefix(files).unwrap().to_owned(), fs::read(path).unwrap()))
+                        found.push((path.strip_prefix(files).unwrap().to_owned(), fs::read(path).unwrap()));
                     }
                 }
             }
