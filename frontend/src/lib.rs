@@ -13,6 +13,7 @@ pub mod request;
 
 pub mod convert;
 pub mod git;
+pub mod outline;
 pub mod stages;
 
 mod suggest;

@@ -1,10 +1,10 @@
 //! Build args: what the command line gives, what ARG before the first FROM defines, and the platform's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use image::Platform;
 
-use crate::ast::{Instruction, InstructionKind};
+use crate::ast::{Instruction, InstructionKind, Span};
 use crate::diagnostic::Diagnostic;
 use crate::expand;
 use crate::request::Request;
@@ -34,8 +34,17 @@ pub(super) struct Args {
     pub(super) globals: Variables,
     /// The same as if nothing had been given: checks that the defaults alone make sense.
     pub(super) defaults: Option<Variables>,
-    /// Names of ARGs before the first FROM, set or not.
-    pub(super) declared: Vec<String>,
+    /// ARGs before the first FROM, set or not.
+    pub(super) declared: BTreeMap<String, GlobalArg>,
+}
+
+/// An ARG before the first FROM.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GlobalArg {
+    pub(super) span: Span,
+    pub(super) description: Option<String>,
+    /// The ARGs that its default uses.
+    pub(super) needs: BTreeSet<String>,
 }
 
 impl Args {
@@ -61,11 +70,9 @@ impl Args {
         }
         set("TARGETSTAGE", target_name.filter(|name| !name.is_empty()).unwrap_or("default"));
 
-        let none = HashMap::new();
-        let defaults = evaluate(variables.clone(), &none, globals, escape).ok();
-        let globals_set = evaluate(variables, &given, globals, escape)?;
-        let declared = definitions(globals).map(|(_, definition)| definition.name.value.clone()).collect();
-        Ok(Self { given, globals: globals_set, defaults, declared })
+        let defaults = evaluate(variables.clone(), &HashMap::new(), globals, escape).ok();
+        let (globals, declared) = evaluate(variables, &given, globals, escape)?;
+        Ok(Self { given, globals, defaults: defaults.map(|(variables, _)| variables), declared })
     }
 
     /// What `--build-arg` says of `name`.
@@ -84,36 +91,35 @@ impl Args {
     }
 }
 
-fn definitions(globals: &[Instruction]) -> impl Iterator<Item = (&Instruction, &crate::ast::ArgDefinition)> {
-    globals.iter().flat_map(|instruction| {
-        let definitions = match &instruction.kind {
-            InstructionKind::Arg(definitions) => definitions.as_slice(),
-            _ => &[],
-        };
-        definitions.iter().map(move |definition| (instruction, definition))
-    })
-}
-
+/// The global scope after all ARGs, and what they are.
 fn evaluate(
     mut variables: Variables,
     given: &HashMap<String, String>,
     globals: &[Instruction],
     escape: char,
-) -> Result<Variables, Diagnostic> {
-    for (instruction, definition) in definitions(globals) {
-        let name = &definition.name.value;
-        let value = match (given.get(name), &definition.value) {
-            (Some(value), _) => Some(value.clone()),
-            (None, Some(default)) => {
+) -> Result<(Variables, BTreeMap<String, GlobalArg>), Diagnostic> {
+    let mut declared: BTreeMap<String, GlobalArg> = BTreeMap::new();
+    for instruction in globals {
+        let InstructionKind::Arg(definitions) = &instruction.kind else { continue };
+        for definition in definitions {
+            let name = &definition.name.value;
+            let arg = declared.entry(name.clone()).or_default();
+            arg.span = instruction.span;
+            arg.description.clone_from(&definition.comment);
+            if let Some(value) = given.get(name) {
+                arg.needs.clear();
+                variables.set(name, value);
+            } else if let Some(default) = &definition.value {
                 let expanded = expand::expand_word(&default.value, escape, &variables)
                     .map_err(|error| Diagnostic::error("expansion", instruction.span, error.to_string()))?;
-                Some(expanded.text)
+                // What its own earlier default needed, it still needs.
+                if !expanded.used.contains(name) {
+                    arg.needs.clear();
+                }
+                arg.needs.extend(expanded.used.into_iter().filter(|used| used != name));
+                variables.set(name, &expanded.text);
             }
-            (None, None) => None,
-        };
-        if let Some(value) = value {
-            variables.set(name, &value);
         }
     }
-    Ok(variables)
+    Ok((variables, declared))
 }

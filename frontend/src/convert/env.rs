@@ -7,6 +7,7 @@ use crate::ast::{ArgDefinition, Pairs, Span};
 use crate::diagnostic::Diagnostic;
 use crate::expand;
 
+use super::asked::AskedArg;
 use super::history;
 use super::stage::StageBuilder;
 
@@ -126,12 +127,20 @@ impl StageBuilder<'_, '_> {
         for definition in definitions {
             let name = definition.name.value.as_str();
             self.shared.used_args.insert(name.to_owned());
-            let given = self.shared.args.given(name);
-            let value = match (given, &definition.value) {
-                (Some(value), _) => Some(value.to_owned()),
+            let given = self.shared.args.given(name).map(str::to_owned);
+            let value = match (&given, &definition.value) {
+                (Some(value), _) => Some(value.clone()),
                 (None, Some(default)) => Some(self.expand(&default.value, span)?),
                 (None, None) => self.shared.args.global(name).map(str::to_owned),
             };
+            if given.is_none() && definition.value.is_none() && self.shared.args.declared.contains_key(name) {
+                let shared = &mut *self.shared;
+                shared.asked.global(name, &shared.args);
+            } else {
+                let value = value.clone().unwrap_or_default();
+                let asked = AskedArg { value, description: definition.comment.clone(), span };
+                self.shared.asked.args.insert(name.to_owned(), asked);
+            }
             text.push(' ');
             text.push_str(name);
             if let Some(value) = &value {

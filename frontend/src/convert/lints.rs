@@ -23,8 +23,8 @@ pub(super) fn undefined_arg_in_from(
     span: Span,
     warnings: &mut Vec<Diagnostic>,
 ) {
-    for name in unmatched.iter().filter(|name| !args.declared.contains(name)) {
-        let options = args.globals.names().chain(args.declared.iter().map(String::as_str));
+    for name in unmatched.iter().filter(|name| !args.declared.contains_key(*name)) {
+        let options = args.globals.names().chain(args.declared.keys().map(String::as_str));
         warnings.push(rules::undefined_arg_in_from(span, name, suggest::nearest(name, options)));
     }
 }

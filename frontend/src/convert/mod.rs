@@ -5,6 +5,7 @@
 //! one family of instructions each.
 
 mod args;
+mod asked;
 mod config;
 mod copy;
 mod env;
@@ -35,6 +36,7 @@ use crate::request::{Conversion, Converted, Request, ResolvedImage};
 use crate::stages::Stages;
 
 use args::Args;
+pub(crate) use asked::{Asked, AskedMount};
 use plan::{Node, Origin, Planned, Planner};
 use stage::{Shared, StageBuilder, StageState};
 
@@ -45,6 +47,15 @@ pub fn convert(
     request: &Request,
     images: &HashMap<Source, ResolvedImage>,
 ) -> Result<Conversion, Vec<Diagnostic>> {
+    convert_and_ask(dockerfile, request, images).map(|(conversion, _)| conversion)
+}
+
+/// The same, and what the stages ask for.
+pub(crate) fn convert_and_ask(
+    dockerfile: &Dockerfile,
+    request: &Request,
+    images: &HashMap<Source, ResolvedImage>,
+) -> Result<(Conversion, Asked), Vec<Diagnostic>> {
     let one = |error| vec![error];
     let stages = Stages::of(dockerfile);
     let target = stages.target(request.target.as_deref()).map_err(one)?;
@@ -59,7 +70,7 @@ pub fn convert(
     let mut warnings = Vec::new();
     let planner = Planner::new(&stages, request, images, &args, &platform, escape);
     let plan = match planner.plan(target.index, &mut warnings)? {
-        Planned::NeedsImages(needed) => return Ok(Conversion::NeedsImages(needed)),
+        Planned::NeedsImages(needed) => return Ok((Conversion::NeedsImages(needed), Asked::default())),
         Planned::Plan(plan) => plan,
     };
 
@@ -68,7 +79,7 @@ pub fn convert(
     let judged = if exceptions { &[] } else { ignore.as_slice() };
     let ignored = Patterns::new(judged)
         .map_err(|error| vec![Diagnostic::error("ignore-file", Span::default(), error.to_string())])?;
-    let used_args: BTreeSet<String> = args.declared.iter().cloned().collect();
+    let used_args: BTreeSet<String> = args.declared.keys().cloned().collect();
     let mut shared = Shared {
         request,
         images,
@@ -77,6 +88,7 @@ pub fn convert(
         args,
         definition: Definition::default(),
         warnings,
+        asked: Asked::default(),
         used_args,
         platform,
         build_platform,
@@ -87,7 +99,8 @@ pub fn convert(
         ignored,
     };
     let state = convert_stages(&mut shared, &plan.nodes, &plan.order, plan.target, plan.lone)?;
-    Ok(Conversion::Complete(Box::new(finish(shared, state, epoch))))
+    let asked = std::mem::take(&mut shared.asked);
+    Ok((Conversion::Complete(Box::new(finish(shared, state, epoch))), asked))
 }
 
 /// All stages in order; the target's state. An error of one stage does not hide those of others.

@@ -2,7 +2,7 @@
 //! are put in front of the stages they fire in.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use image::{Platform, Reference};
 use solver::op::Source;
@@ -41,6 +41,8 @@ pub(super) struct Node<'a> {
     pub(super) steps: Vec<Step<'a>>,
     /// A named context stands in for the stage: its instructions do not count.
     pub(super) replaced: bool,
+    /// Variables of the global scope that FROM uses.
+    pub(super) used: BTreeSet<String>,
     /// The image name as FROM has it after expansion, for messages.
     pub(super) base_name: String,
     triggered: bool,
@@ -160,8 +162,9 @@ impl<'a, 'r> Planner<'a, 'r> {
             return Err(suggest::help(error, unset, self.args.globals.names()));
         }
         let base_name = expanded.text;
+        let mut used = expanded.used;
         let platform = match &stage.from.platform {
-            Some(word) => Some(self.stage_platform(stage, word, warnings)?),
+            Some(word) => Some(self.stage_platform(stage, word, &mut used, warnings)?),
             None => None,
         };
         let wanted = platform.as_ref().unwrap_or(self.platform);
@@ -181,13 +184,14 @@ impl<'a, 'r> Planner<'a, 'r> {
         for instruction in if replaced { &[] } else { stage.body } {
             steps.push(self.step(Cow::Borrowed(instruction), instruction.span, false)?);
         }
-        Ok(Node { stage, base, platform, steps, replaced, base_name, triggered: replaced })
+        Ok(Node { stage, base, platform, steps, replaced, used, base_name, triggered: replaced })
     }
 
     fn stage_platform(
         &self,
         stage: &Stage<'_>,
         word: &Word,
+        used: &mut BTreeSet<String>,
         warnings: &mut Vec<Diagnostic>,
     ) -> Result<Platform, Diagnostic> {
         let span = stage.instruction.span;
@@ -201,6 +205,7 @@ impl<'a, 'r> Planner<'a, 'r> {
             let message = format!("empty platform value from expression {}", word.value);
             return Err(suggest::help(Diagnostic::error("platform", word.span, message), unset, names()));
         }
+        used.extend(expanded.used);
         expanded.text.parse().map_err(|error| {
             let message = format!("failed to parse platform {}: {error}", word.value);
             suggest::help(Diagnostic::error("platform", word.span, message), unset, names())

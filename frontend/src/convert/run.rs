@@ -41,6 +41,7 @@ impl StageBuilder<'_, '_> {
         };
         let mut inputs = Inputs::with_base(root);
         let mounts = self.mounts(&run.mounts, origins, span, &mut inputs)?;
+        self.shared.asked.mounts(&mounts, span);
         let network = self.run_network(run)?;
         let security = self.run_security(run)?;
         let devices = self.devices(run)?;

@@ -14,6 +14,7 @@ use crate::expand;
 use crate::request::{MainContext, Request, ResolvedImage};
 
 use super::args::Args;
+use super::asked::Asked;
 use super::env::Variables;
 use super::lints;
 use super::plan::{Node, Origin, Step};
@@ -26,6 +27,8 @@ pub(super) struct Shared<'a> {
     pub(super) args: Args,
     pub(super) definition: Definition,
     pub(super) warnings: Vec<Diagnostic>,
+    /// What the stages ask for.
+    pub(super) asked: Asked,
     /// Build args that some ARG declares.
     pub(super) used_args: BTreeSet<String>,
     pub(super) platform: Platform,
@@ -220,6 +223,10 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
             done: 0,
             onbuild: false,
         };
+        for name in &node.used {
+            let shared = &mut *builder.shared;
+            shared.asked.global(name, &shared.args);
+        }
         builder.base(node, inherited)?;
         for step in &node.steps {
             builder.onbuild = step.onbuild;
