@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod digest;
+pub mod erofs;
 pub mod layer;
 pub mod manifest;
 pub mod platform;

@@ -155,8 +155,8 @@ fn upper_names(upper: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<BString>, DiffE
 struct Scan<'a> {
     options: &'a Options<'a>,
     stubs: BTreeMap<&'a BStr, Option<i64>>,
-    // The first name of each file that has several, by device and inode.
-    links: HashMap<(u64, u64), BString>,
+    // Where the first name of each file that has several is in `entries`, by device and inode.
+    links: HashMap<(u64, u64), usize>,
     entries: Vec<Entry>,
     // Directories on the way to here that are as they are below: only written if something in them is.
     unchanged: Vec<Entry>,
@@ -189,7 +189,9 @@ impl Scan<'_> {
         if stat.st_nlink > 1
             && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
         {
-            entry.kind = Kind::Hardlink { target: first.clone() };
+            let first = &self.entries[*first];
+            entry.kind = Kind::Hardlink { target: first.path.clone() };
+            entry.xattrs.clone_from(&first.xattrs);
             self.push(entry);
             return Ok(false);
         }
@@ -230,10 +232,10 @@ impl Scan<'_> {
             self.add_directory(entry);
             return Ok(true);
         }
-        if stat.st_nlink > 1 && kind == FileType::RegularFile {
-            self.links.insert((stat.st_dev, stat.st_ino), path.into());
-        }
         self.push(entry);
+        if stat.st_nlink > 1 && kind == FileType::RegularFile {
+            self.links.insert((stat.st_dev, stat.st_ino), self.entries.len() - 1);
+        }
         Ok(false)
     }
 

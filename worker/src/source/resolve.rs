@@ -168,8 +168,7 @@ impl Images {
     }
 
     async fn ask_registry(&self, reference: &Reference, platform: &Platform) -> Result<Found, ImageError> {
-        let failed =
-            |source| ImageError::Registry { reference: reference.clone(), source: Box::new(source) };
+        let failed = |source| ImageError::Registry { reference: reference.clone(), source: Box::new(source) };
         let images = self.root.images();
         let top = self.client.resolve(reference).await.map_err(failed)?;
         images.put_document(&top.descriptor.media_type, &top.bytes)?;
@@ -178,7 +177,8 @@ impl Images {
             Document::Index(index) => {
                 let Some(wanted) = index.select(platform) else {
                     let names = index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref());
-                    let names: Vec<String> = names.filter(|p| p.os != "unknown").map(ToString::to_string).collect();
+                    let names: Vec<String> =
+                        names.filter(|p| p.os != "unknown").map(ToString::to_string).collect();
                     return Err(ImageError::Platform {
                         reference: reference.clone(),
                         platform: platform.clone(),
@@ -227,7 +227,12 @@ impl Images {
         Ok(())
     }
 
-    fn pin(&self, reference: &Reference, platform: &Platform, descriptor: &Descriptor) -> Result<(), ImageError> {
+    fn pin(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        descriptor: &Descriptor,
+    ) -> Result<(), ImageError> {
         let value = serde_json::to_vec(descriptor).expect("descriptors can be written");
         Ok(self.root.pins().put(&pin_name(reference, platform), &value)?)
     }
