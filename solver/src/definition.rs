@@ -32,6 +32,26 @@ pub struct Vertex {
     pub metadata: Metadata,
     /// Hash of op and inputs: equal vertices have equal digests. Not a cache key.
     pub digest: ContentDigest,
+    /// [`Op::digest`], computed once.
+    pub op_digest: ContentDigest,
+}
+
+/// What of an op decides how its result is made up; all the machine knows of ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A source that is pinned, and fetched when its files are needed.
+    Source,
+    /// A local directory: no layers, no result, always read through selectors.
+    Local,
+    /// Runs and makes one layer on top of input `base`.
+    Layer {
+        /// Which input; `None` for nothing.
+        base: Option<usize>,
+    },
+    /// Its inputs over each other.
+    Merge,
+    /// What input 1 has on top of input 0.
+    Diff,
 }
 
 /// An edge: a vertex reads another's files.
@@ -78,6 +98,8 @@ pub struct Metadata {
     pub ignore_cache: bool,
     /// What each input is, for `explain`: `base`, `context`, `stage build`, ...
     pub input_names: Vec<String>,
+    /// Which variables of an exec's environment come from ARG rather than ENV, for `explain`.
+    pub arg_names: Vec<String>,
 }
 
 /// A build graph and the vertices whose files are wanted.
@@ -88,6 +110,18 @@ pub struct Definition {
 }
 
 impl Selector {
+    /// Picks everything: what a local source is read through if nobody says less.
+    pub fn all() -> Self {
+        let everything = Pick {
+            path: "/".to_owned(),
+            wildcard: false,
+            follow_symlinks: false,
+            exclude: Vec::new(),
+            parents: false,
+        };
+        Self { picks: vec![everything] }
+    }
+
     /// The digest of the selector itself (not of what it picks).
     pub fn digest(&self) -> ContentDigest {
         let bytes =
@@ -100,13 +134,14 @@ impl Definition {
     /// Adds a vertex, or finds the equal one that is there. Inputs are vertices of this definition: there is no way
     /// to make a cycle. Of two equal vertices the first one's metadata stays, but `ignore_cache` of either counts.
     pub fn add(&mut self, op: Op, inputs: Vec<Input>, metadata: Metadata) -> VertexId {
-        let digest = self.vertex_digest(&op, &inputs);
+        let op_digest = op.digest();
+        let digest = self.vertex_digest(op_digest, &inputs);
         if let Some(&id) = self.by_digest.get(&digest) {
             self.graph[node(id)].metadata.ignore_cache |= metadata.ignore_cache;
             return id;
         }
         let sources: Vec<VertexId> = inputs.iter().map(|input| input.vertex).collect();
-        let index = self.graph.add_node(Vertex { op, inputs, metadata, digest });
+        let index = self.graph.add_node(Vertex { op, inputs, metadata, digest, op_digest });
         let id = VertexId(index.index() as u32);
         for source in sources {
             self.graph.update_edge(node(source), index, ());
@@ -142,9 +177,9 @@ impl Definition {
             .map(|index| VertexId(index.index() as u32))
     }
 
-    fn vertex_digest(&self, op: &Op, inputs: &[Input]) -> ContentDigest {
+    fn vertex_digest(&self, op: ContentDigest, inputs: &[Input]) -> ContentDigest {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&op.digest().0);
+        hasher.update(&op.0);
         for input in inputs {
             hasher.update(&self.vertex(input.vertex).digest.0);
             match &input.selector {
@@ -162,6 +197,23 @@ impl Vertex {
         match &self.op {
             Op::Source(source) => Some(source),
             _ => None,
+        }
+    }
+
+    /// Whether it runs a process, of which there are only so many at a time.
+    pub fn is_process(&self) -> bool {
+        matches!(self.op, Op::Exec(_))
+    }
+
+    /// How its result is made up.
+    pub fn shape(&self) -> Shape {
+        match &self.op {
+            Op::Source(Source::Local { .. }) => Shape::Local,
+            Op::Source(_) => Shape::Source,
+            Op::Exec(_) => Shape::Layer { base: (!self.inputs.is_empty()).then_some(0) },
+            Op::File(file) => Shape::Layer { base: file.base },
+            Op::Merge => Shape::Merge,
+            Op::Diff => Shape::Diff,
         }
     }
 }

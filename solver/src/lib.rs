@@ -7,13 +7,16 @@ pub mod cancel;
 pub mod definition;
 pub mod driver;
 pub mod event;
+pub mod explain;
 pub mod key;
+pub mod machine;
 pub mod op;
 pub mod record;
 pub mod runner;
 
 pub use cancel::Cancel;
 pub use definition::{Definition, Input, Vertex, VertexId};
+pub use driver::{Options, Root, SolveError, Solved, solve};
 pub use key::{CacheKey, ResultDigest};
 pub use op::Op;
 pub use runner::{Cache, Runner};

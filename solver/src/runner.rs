@@ -19,7 +19,7 @@ use crate::record::{Record, RecordedInput, Snapshot};
 /// Does what ops say: pulls, copies, runs processes.
 pub trait Runner {
     /// Why something could not be done.
-    type Error;
+    type Error: std::fmt::Display;
 
     /// Finds out what a source is right now, without fetching more than that takes.
     fn pin<'a>(&'a self, job: Job<'a>) -> LocalBoxFuture<'a, Result<Pin, Self::Error>>;
@@ -147,8 +147,8 @@ pub trait Cache {
     /// Remembers a record, replacing an older one; for `step` it is from now on the latest.
     fn insert(&self, key: CacheKey, step: StepId, vertex: &Vertex, record: &Record);
 
-    /// Drops a record whose layer is lost.
-    fn forget(&self, key: CacheKey);
+    /// Drops the record of `key` if its layer still is `layer`, which is lost.
+    fn forget(&self, key: CacheKey, layer: DiffId);
 
     /// The latest record of a step, whatever its key, to tell why the step missed now.
     fn previous(&self, step: StepId) -> Option<Record>;
