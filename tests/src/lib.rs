@@ -3,7 +3,9 @@
 pub mod base;
 pub mod docker_registry;
 pub mod env;
+pub mod registry;
 
 pub use base::Base;
 pub use docker_registry::DockerRegistry;
 pub use env::{Outcome, TestEnv};
+pub use registry::Registry;
