@@ -81,7 +81,12 @@ impl Cache for StoreCache<'_> {
         logged("keep a record", self.root.records().put(&new));
     }
 
-    fn forget(&self, key: CacheKey) {
+    fn forget(&self, key: CacheKey, layer: DiffId) {
+        // Somebody may have made it again meanwhile.
+        let known = logged("look up a record", self.root.records().get(&key.0.0)).flatten();
+        if known.and_then(|bytes| decode(&bytes)).is_some_and(|record| record.layer != layer) {
+            return;
+        }
         logged("forget a record", self.root.records().forget(&key.0.0));
     }
 
