@@ -11,6 +11,10 @@ pub(crate) struct Places {
     pub(crate) docker_config: PathBuf,
     /// Further credential files, read only.
     pub(crate) other_auth_files: Vec<PathBuf>,
+    /// Directories with certificates, one a registry.
+    pub(crate) certs_dirs: Vec<PathBuf>,
+    /// `buildkitd.toml` and `daemon.json`: what they say of registries.
+    pub(crate) daemon_files: Vec<PathBuf>,
 }
 
 impl Places {
@@ -26,10 +30,21 @@ impl Places {
         let docker = set("DOCKER_CONFIG").map_or_else(|| home.join(".docker"), PathBuf::from);
         let runtime = set("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers/auth.json"));
         let registry_auth = set("REGISTRY_AUTH_FILE").map(PathBuf::from);
+        // The user's own configuration goes before the system's.
+        let config = set("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
+        let configs: Vec<PathBuf> = match uid {
+            0 => vec!["/etc".into()],
+            _ => vec![config, "/etc".into()],
+        };
+        let below = |names: [&str; 2]| -> Vec<PathBuf> {
+            configs.iter().flat_map(|dir| names.map(|name| dir.join(name))).collect()
+        };
         Self {
             root,
             docker_config: docker.join("config.json"),
             other_auth_files: registry_auth.into_iter().chain(runtime).collect(),
+            certs_dirs: below(["docker/certs.d", "containers/certs.d"]),
+            daemon_files: below(["buildkit/buildkitd.toml", "docker/daemon.json"]),
         }
     }
 }
@@ -50,5 +65,7 @@ mod tests {
         assert_eq!(find(7, &[("HOME", "/h"), ("XDG_DATA_HOME", "/d")]).root, PathBuf::from("/d/rbuild"));
         assert_eq!(find(7, &[("HOME", "/h")]).docker_config, PathBuf::from("/h/.docker/config.json"));
         assert_eq!(find(7, &[("DOCKER_CONFIG", "/c")]).docker_config, PathBuf::from("/c/config.json"));
+        assert_eq!(find(7, &[("HOME", "/h")]).certs_dirs[0], PathBuf::from("/h/.config/docker/certs.d"));
+        assert_eq!(find(0, &[]).certs_dirs[0], PathBuf::from("/etc/docker/certs.d"));
     }
 }

@@ -2,7 +2,16 @@
 //!
 //! Exit codes are documented in `docs/exit-codes.md`; keep them in step.
 
+use std::error::Error as StdError;
 use std::fmt;
+
+use image::reference::DOCKER_HUB;
+use store::archive::ArchiveError;
+use store::compress::CompressError;
+use store::error::StoreError;
+use store::registry::{CredentialsError, RegistryError};
+use store::root::RootError;
+use worker::source::resolve::ImageError;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -68,10 +77,10 @@ impl Failure {
     }
 
     /// The failure of an error and its sources, of this class unless an I/O error in the chain says better.
-    pub(crate) fn of(class: Class, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn of(class: Class, error: &(dyn StdError + 'static)) -> Self {
         let mut message = error.to_string();
         let mut class = class;
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
         while let Some(error) = cause {
             let text = error.to_string();
             // Messages of thiserror enums often end with their source's already.
@@ -122,38 +131,185 @@ impl fmt::Display for Failure {
     }
 }
 
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::with(store(&error), &error)
+    }
+}
+
+impl From<RootError> for Failure {
+    fn from(error: RootError) -> Self {
+        let hint = "another place can be given with --root or RBUILD_ROOT";
+        Self::with((Class::Host, Some(hint.to_owned())), &error)
+    }
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Self {
+        Self::with(archive(&error), &error)
+    }
+}
+
+impl From<CredentialsError> for Failure {
+    fn from(error: CredentialsError) -> Self {
+        Self::of(Class::Auth, &error)
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        Self::with(registry(&error), &error)
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::with(image(&error), &error)
+    }
+}
+
+impl Failure {
+    /// The failure of an image that a Dockerfile names and that could not be had.
+    pub(crate) fn from_image(error: &ImageError) -> Self {
+        match image(error) {
+            (Class::Usage, hint) => Self::with((Class::Dockerfile, hint), error),
+            known => Self::with(known, error),
+        }
+    }
+
+    fn with((class, hint): (Class, Option<String>), error: &(dyn StdError + 'static)) -> Self {
+        let failure = Self::of(class, error);
+        match hint {
+            // The hint for a full disk is the one that helps.
+            Some(hint) if failure.class != Class::Disk => failure.hint(hint),
+            _ => failure,
+        }
+    }
+}
+
+/// The class of what went wrong with the state directory, and what to do about it.
+fn store(error: &StoreError) -> (Class, Option<String>) {
+    let again = || Some("it was pruned or damaged: pull or build the image again".to_owned());
+    match error {
+        error if error.is_disk_full() => (Class::Disk, None),
+        StoreError::Io { .. } | StoreError::Db(_) => (Class::Host, None),
+        StoreError::Missing { what: "image", .. } => {
+            (Class::Usage, Some("`rbuild images` lists them".to_owned()))
+        }
+        StoreError::Missing { what: "layer" | "blob", .. } => (Class::Internal, again()),
+        StoreError::Missing { .. } | StoreError::Document { .. } => (Class::Internal, None),
+        StoreError::Ambiguous(_) => (Class::Usage, Some("give more of its digits".to_owned())),
+        StoreError::Rejected { .. } => (Class::Network, None),
+    }
+}
+
+/// The class of what went wrong with an archive.
+fn archive(error: &ArchiveError) -> (Class, Option<String>) {
+    match error {
+        ArchiveError::Store(error) => store(error),
+        ArchiveError::Format(_)
+        | ArchiveError::Missing(_)
+        | ArchiveError::Document { .. }
+        | ArchiveError::Read { .. }
+        | ArchiveError::Open { .. }
+        | ArchiveError::Compress(CompressError::ReadOnly(_) | CompressError::Level { .. }) => {
+            (Class::Usage, None)
+        }
+        ArchiveError::Write(_) | ArchiveError::Compress(CompressError::Io(_)) => (Class::Host, None),
+    }
+}
+
+/// The class of an image that could not be found, and what to do about it.
+fn image(error: &ImageError) -> (Class, Option<String>) {
+    match error {
+        ImageError::Registry { source, .. } => registry(source),
+        ImageError::Store(error) => store(error),
+        ImageError::NotHere(_) | ImageError::Platform { .. } => (Class::Usage, None),
+        ImageError::Config { .. } | ImageError::Nested(_) => (Class::Network, None),
+        ImageError::NotImage => (Class::Internal, None),
+    }
+}
+
+/// The class of what went wrong with a registry, and what to do about it.
+fn registry(error: &RegistryError) -> (Class, Option<String>) {
+    match error {
+        RegistryError::Unauthorized { registry, .. } => {
+            (Class::Auth, Some(format!("log in with `rbuild login{}`", argument(registry))))
+        }
+        RegistryError::Denied { registry, login, .. } if login == "anonymously" => {
+            (Class::Auth, Some(format!("log in with `rbuild login{}`", argument(registry))))
+        }
+        RegistryError::Denied { .. } => {
+            (Class::Auth, Some("check the name, or ask for rights in that repository".to_owned()))
+        }
+        RegistryError::NotFound { .. } => (Class::Usage, Some("check the name and the tag".to_owned())),
+        RegistryError::Unavailable { .. } | RegistryError::RetryLater { .. } => {
+            (Class::Network, Some("the registry is busy or broken: try again later".to_owned()))
+        }
+        RegistryError::Network { .. } => {
+            (Class::Network, Some("check the name of the registry and the network".to_owned()))
+        }
+        RegistryError::Refused(_)
+        | RegistryError::Protocol { .. }
+        | RegistryError::Document { .. }
+        | RegistryError::Corrupt { .. } => (Class::Network, None),
+        RegistryError::Credentials(_) => (Class::Auth, None),
+        RegistryError::Config { .. } => (Class::Host, None),
+        // Its sources say whether the disk is full.
+        RegistryError::Source(_) => (Class::Host, None),
+    }
+}
+
+/// A registry as an argument of `login`; Docker Hub needs none.
+fn argument(registry: &str) -> String {
+    match registry {
+        DOCKER_HUB => String::new(),
+        other => format!(" {other}"),
+    }
+}
+
 /// Gives an error of a library its class at the place where it leaves it.
 pub(crate) trait OrFail<T> {
     fn or_fail(self, class: Class) -> Result<T, Failure>;
 }
 
-impl<T, E: std::error::Error + 'static> OrFail<T> for Result<T, E> {
+impl<T, E: StdError + 'static> OrFail<T> for Result<T, E> {
     fn or_fail(self, class: Class) -> Result<T, Failure> {
         self.map_err(|error| Failure::of(class, &error))
     }
 }
 
-impl Failure {
-    /// The failure of an image that could not be had.
-    pub(crate) fn from_image(error: &worker::source::resolve::ImageError) -> Self {
-        use worker::source::resolve::ImageError;
-        let class = match error {
-            ImageError::Registry { source, .. } => match source.class() {
-                store::registry::Class::Auth => Class::Auth,
-                store::registry::Class::NotFound => Class::Dockerfile,
-                store::registry::Class::Network
-                | store::registry::Class::Refused
-                | store::registry::Class::Corrupt => Class::Network,
-                store::registry::Class::Local => Class::Host,
-            },
-            ImageError::NotHere(_) | ImageError::Platform { .. } => Class::Dockerfile,
-            ImageError::Config { .. } | ImageError::Nested(_) => Class::Network,
-            ImageError::NotImage | ImageError::Store(_) => Class::Internal,
-        };
-        let failure = Self::of(class, error);
-        match class {
-            Class::Auth => failure.hint("`rbuild login` stores credentials"),
-            _ => failure,
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn missing(what: &'static str) -> Failure {
+        StoreError::Missing { what, name: "x".to_owned() }.into()
+    }
+
+    #[test]
+    fn who_has_to_act_decides_the_class() {
+        assert_eq!(missing("image").class, Class::Usage);
+        assert_eq!(missing("layer").class, Class::Internal);
+        let denied = RegistryError::Unauthorized { registry: "r:5".to_owned(), reason: "no".to_owned() };
+        let failure = Failure::from(denied);
+        assert_eq!(failure.class, Class::Auth);
+        assert_eq!(failure.hints, ["log in with `rbuild login r:5`"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_seen_behind_other_errors() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let store = StoreError::Io { verb: "write", path: "/x".into(), source: full() };
+        for failure in [
+            Failure::from(ArchiveError::Store(store)),
+            Failure::from(ArchiveError::Write(full())),
+            Failure::from(RegistryError::Source(Box::new(full()))),
+        ] {
+            assert_eq!(failure.class, Class::Disk, "{failure}");
+            assert_eq!(failure.hints.len(), 1, "{failure}");
         }
     }
 }

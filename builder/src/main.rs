@@ -9,6 +9,7 @@ mod context;
 mod environment;
 mod export;
 mod failure;
+mod registry;
 mod request;
 mod resolver;
 mod show;

@@ -19,10 +19,7 @@ pub(crate) struct Session {
 impl Session {
     /// Opens the state directory.
     pub(crate) fn open(&self) -> Result<Root, Failure> {
-        Root::open(&self.places.root).map_err(|error| {
-            let failure = Failure::of(Class::Host, &error);
-            failure.hint("another place can be given with --root or RBUILD_ROOT")
-        })
+        Ok(Root::open(&self.places.root)?)
     }
 }
 

@@ -62,7 +62,7 @@ pub enum ArchiveError {
     },
     /// It could not be written.
     #[error("could not write the archive: {0}")]
-    Write(io::Error),
+    Write(#[source] io::Error),
     /// A layer could not be compressed for it.
     #[error(transparent)]
     Compress(#[from] CompressError),
