@@ -115,8 +115,8 @@ impl RootError {
 pub struct Epoch([u8; 16]);
 
 impl Epoch {
-    /// For the database.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// Its name, for the database and for files that say when they were written.
+    pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 

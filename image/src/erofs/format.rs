@@ -35,6 +35,10 @@ const INCOMPAT_CHUNKED_FILE: u32 = 4;
 const INCOMPAT_DEVICE_TABLE: u32 = 8;
 const CHUNK_INDEXES: u32 = 0x20;
 
+/// Where the volume's UUID is.
+pub(super) const UUID_AT: usize = SUPERBLOCK_AT + 48;
+pub(super) const UUID_LEN: usize = 16;
+
 pub(super) struct Superblock {
     pub(super) root: u16,
     pub(super) inodes: u64,

@@ -8,4 +8,4 @@ pub mod write;
 
 mod format;
 
-pub use write::{ErofsError, image};
+pub use write::{ErofsError, image, is_intact};

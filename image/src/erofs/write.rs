@@ -9,8 +9,8 @@ use bstr::{BStr, BString, ByteSlice};
 
 use super::format::{
     BLOCK, CHUNK_INDEX_LEN, DEVICE_AT, DIRENT_LEN, INODE_LEN, INODE_UNIT, INODES_AT, Inode, Layout,
-    MAX_CHUNK_BITS, SUPERBLOCK_AT, Superblock, XATTR_ENTRY_LEN, XATTR_HEADER_LEN, chunk_index, device_slot,
-    dirent, xattr_name,
+    MAX_CHUNK_BITS, SUPERBLOCK_AT, Superblock, UUID_AT, UUID_LEN, XATTR_ENTRY_LEN, XATTR_HEADER_LEN,
+    chunk_index, device_slot, dirent, xattr_name,
 };
 use crate::layer::index::parent;
 use crate::layer::{Entry, Kind, LayerIndex};
@@ -44,7 +44,23 @@ pub fn image(layer: &LayerIndex) -> Result<Vec<u8>, ErofsError> {
     let superblock = Superblock { root, inodes: image.inodes.len() as u64, blocks };
     image.put(SUPERBLOCK_AT, &superblock.encode());
     image.put(DEVICE_AT, &device_slot(tar_blocks));
+    let checksum = checksum(&image.out);
+    image.put(UUID_AT, &checksum);
     Ok(image.out)
+}
+
+/// Whether these bytes are an image as [`image`] made it: a crash of the machine may have left others in its file.
+pub fn is_intact(image: &[u8]) -> bool {
+    image.len() >= UUID_AT + UUID_LEN && image[UUID_AT..][..UUID_LEN] == checksum(image)
+}
+
+/// The hash of all but the UUID, which holds it.
+fn checksum(image: &[u8]) -> [u8; UUID_LEN] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&image[..UUID_AT]).update(&image[UUID_AT + UUID_LEN..]);
+    let mut short = [0; UUID_LEN];
+    short.copy_from_slice(&hasher.finalize().as_bytes()[..UUID_LEN]);
+    short
 }
 
 struct Image<'a> {

@@ -82,8 +82,9 @@ const HOLE: usize = 1 << 16;
 
 /// Extracts a layer into the empty directory `into`; in parallel on the current rayon pool.
 ///
-/// Times, owners, modes and extended attributes are those of the entries; the root keeps its own. Devices are left out
-/// where the kernel does not let us make them: a user namespace cannot use them either.
+/// Times, owners, modes and extended attributes are those of the entries; the root keeps its own if the layer does not
+/// describe it. Devices are left out where the kernel does not let us make them: a user namespace cannot use them
+/// either.
 pub fn extract(
     index: &LayerIndex,
     tar: &File,
@@ -125,8 +126,12 @@ pub fn extract(
         .rev()
         .with_min_len(FILES_A_JOB)
         .try_for_each(|entry| extraction.finish_directory(entry))?;
-    if let Kind::Directory { opaque: true, .. } = index.entries()[0].kind {
-        extraction.set_opaque(into, &index.entries()[0])?;
+    let root = &index.entries()[0];
+    if let Kind::Directory { implied: false, .. } = root.kind {
+        return extraction.finish_directory(root);
+    }
+    if let Kind::Directory { opaque: true, .. } = root.kind {
+        extraction.set_opaque(into, root)?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::inside;
 
 /// Why a layer could not be mounted in place.
 #[derive(Debug, thiserror::Error)]
-pub enum MountError {
+pub enum InPlaceError {
     /// EROFS cannot hold the layer.
     #[error("layer {layer}: {source}")]
     Image {
@@ -49,10 +49,10 @@ fn said(log: &str) -> String {
 }
 
 /// Mounts the layer whose EROFS image and tar these files are. The files can be closed and removed afterwards.
-pub fn mount(layer: image::DiffId, image: &File, tar: &File) -> Result<OwnedFd, MountError> {
+pub fn mount(layer: image::DiffId, image: &File, tar: &File) -> Result<OwnedFd, InPlaceError> {
     let fail = |action, context: Option<&OwnedFd>| {
         let log = context.map(messages).unwrap_or_default();
-        move |source| MountError::Kernel { layer, action, source, log }
+        move |source| InPlaceError::Kernel { layer, action, source, log }
     };
     let context = fsopen(c"erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail("open file system", None))?;
     // By descriptor: options are at most 255 bytes long.
@@ -210,8 +210,8 @@ mod tests {
         let image = image_file(&image::erofs::image(index).unwrap());
         match mount(index.diff_id(), &image, tar) {
             Ok(mount) => Some(mount),
-            Err(MountError::Kernel { action: "open file system", .. }) => None,
-            Err(MountError::Kernel { source: Errno::NOTBLK | Errno::PERM, .. }) => None,
+            Err(InPlaceError::Kernel { action: "open file system", .. }) => None,
+            Err(InPlaceError::Kernel { source: Errno::NOTBLK | Errno::PERM, .. }) => None,
             Err(error) => panic!("{error}"),
         }
     }

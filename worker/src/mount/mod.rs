@@ -1,4 +1,8 @@
 //! Mounts: lower directories of layers, and what a sandbox mounts for itself.
 
+pub mod mounter;
+
 pub mod dirs;
 pub mod erofs;
+
+pub use mounter::{MountError, Mounter};
