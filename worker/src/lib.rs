@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod diff;
 pub mod exec;
+pub mod file;
 pub mod inside;
 pub mod isolate;
 pub mod mount;

@@ -33,8 +33,13 @@ pub enum Location {
         /// How many there are.
         size: u64,
     },
-    /// In a directory of the host that the caller knows, at this path below it.
-    Host(BString),
+    /// In a directory of the host.
+    Host {
+        /// What the caller calls it.
+        directory: u64,
+        /// Path below it.
+        path: BString,
+    },
     /// Here.
     Inline(Arc<[u8]>),
     /// In a spool of the caller's, such as the decompressed archive of an ADD.
@@ -100,7 +105,7 @@ struct Span {
 #[derive(Clone, Debug)]
 enum Part {
     Layer(Arc<LayerIndex>),
-    Host(Arc<Vec<Entry>>),
+    Host(u64, Arc<Vec<Entry>>),
     Given(Arc<Vec<(Entry, Location)>>),
 }
 
@@ -115,9 +120,9 @@ impl Tree {
         Self { parts: layers.into_iter().map(Part::Layer).collect() }
     }
 
-    /// A walked directory of the host. The bytes of the file `path` are [`Location::Host`] of `path`.
-    pub fn of_host(entries: Vec<Entry>) -> Self {
-        Self { parts: vec![Part::Host(Arc::new(normal(entries, |entry| entry, implied)))] }
+    /// A walked directory of the host, which the caller calls `directory`. The bytes of files are [`Location::Host`].
+    pub fn of_host(directory: u64, entries: Vec<Entry>) -> Self {
+        Self { parts: vec![Part::Host(directory, Arc::new(normal(entries, |entry| entry, implied)))] }
     }
 
     /// Files that are given one by one.
@@ -307,7 +312,7 @@ impl Part {
     fn len(&self) -> usize {
         match self {
             Self::Layer(index) => index.entries().len(),
-            Self::Host(entries) => entries.len(),
+            Self::Host(_, entries) => entries.len(),
             Self::Given(entries) => entries.len(),
         }
     }
@@ -315,7 +320,7 @@ impl Part {
     fn at(&self, index: usize) -> &Entry {
         match self {
             Self::Layer(layer) => &layer.entries()[index],
-            Self::Host(entries) => &entries[index],
+            Self::Host(_, entries) => &entries[index],
             Self::Given(entries) => &entries[index].0,
         }
     }
@@ -329,7 +334,9 @@ impl Part {
             (Self::Layer(index), Kind::File { size, offset, .. }) => {
                 Location::Layer { layer: index.diff_id(), offset: *offset, size: *size }
             }
-            (Self::Host(_), Kind::File { .. }) => Location::Host(self.at(index).path.clone()),
+            (Self::Host(directory, entries), Kind::File { .. }) => {
+                Location::Host { directory: *directory, path: entries[index].path.clone() }
+            }
             (Self::Given(entries), Kind::File { .. }) => entries[index].1.clone(),
             _ => Location::None,
         }

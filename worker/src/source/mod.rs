@@ -1,4 +1,5 @@
 //! Sources: where files come from.
 
 pub mod git;
+pub mod local;
 pub mod resolve;

@@ -1,0 +1,220 @@
+//! Hashing files, each read once, and what to remember of it.
+//!
+//! What is known of a file counts if its inode, size and times are the same and it had been left alone for a while when
+//! it was read: a file can change twice within one tick of the clock, and git calls an index entry from within that tick
+//! "racily clean". A file whose time is that late is read again. Files with extended attributes are not remembered:
+//! so a known file has none, and need not be asked for them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bstr::BString;
+use image::ContentDigest;
+use image::layer::Kind;
+use rayon::prelude::*;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::time::ClockId;
+use solver::Cancel;
+use store::stat::{StatCache, StatRow};
+
+use super::{LocalError, Seen, Stamp, read_error, xattrs};
+use crate::inside;
+
+/// What hashing came to.
+pub(super) struct Hashed {
+    /// What is known now of the files that were seen.
+    rows: Vec<StatRow>,
+    /// Files that were read.
+    pub(super) files: usize,
+    /// Their size in bytes.
+    pub(super) bytes: u64,
+}
+
+/// Fills in contents and attributes of the regular files in `seen`.
+pub(super) fn hash(
+    root: BorrowedFd<'_>,
+    seen: &mut [Seen],
+    known: &StatCache,
+    cancel: &Cancel,
+) -> Result<Hashed, LocalError> {
+    let mut rows = Vec::with_capacity(seen.len());
+    let mut unknown = Vec::new();
+    // Of several names of a file, the one that is read, and the others.
+    let mut first: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut others: Vec<(usize, usize)> = Vec::new();
+    for (index, seen) in seen.iter_mut().enumerate() {
+        let Kind::File { content, .. } = &mut seen.entry.kind else { continue };
+        let Stamp { dev, ino, links, .. } = seen.stamp;
+        if let Some(row) = known.get(dev, ino).filter(|row| is_clean(row, &seen.stamp)) {
+            *content = row.content;
+            rows.push(*row);
+        } else if links > 1 && first.contains_key(&(dev, ino)) {
+            others.push((index, first[&(dev, ino)]));
+        } else {
+            first.extend((links > 1).then_some(((dev, ino), index)));
+            unknown.push(index);
+        }
+    }
+    let read = |index: &usize| -> Result<(Seen, StatRow), LocalError> {
+        if cancel.is_cancelled() {
+            return Err(LocalError::Cancelled);
+        }
+        read(root, &seen[*index])
+    };
+    let read: Vec<(Seen, StatRow)> = match unknown.len() {
+        // The pool need not be made for it.
+        0..=1 => unknown.iter().map(read).collect::<Result<_, _>>()?,
+        _ => store::pool::pool().install(|| unknown.par_iter().map(read).collect::<Result<_, _>>())?,
+    };
+    let mut hashed = Hashed { rows, files: read.len(), bytes: 0 };
+    for (index, (new, row)) in unknown.into_iter().zip(read) {
+        hashed.bytes += row.size;
+        if new.entry.xattrs.is_empty() {
+            hashed.rows.push(row);
+        }
+        seen[index] = new;
+    }
+    for (index, first) in others {
+        let path = std::mem::take(&mut seen[index].entry.path);
+        seen[index] = seen[first].clone();
+        seen[index].entry.path = path;
+    }
+    Ok(hashed)
+}
+
+impl Hashed {
+    /// What to know next time: of a whole directory what was seen, else that and what was known of the rest. `None`
+    /// if nothing is new.
+    pub(super) fn cache(self, known: &StatCache, whole: bool) -> Option<StatCache> {
+        if self.files == 0 && !whole {
+            return None;
+        }
+        let mut rows = if whole { Vec::new() } else { known.rows().to_vec() };
+        rows.extend(self.rows);
+        let cache = StatCache::new(rows);
+        // Rows that were not read are known ones.
+        (self.files > 0 || cache.rows().len() != known.rows().len()).then_some(cache)
+    }
+}
+
+/// Whether what `row` knows is true of the file that has `stamp` now.
+fn is_clean(row: &StatRow, stamp: &Stamp) -> bool {
+    let same = (row.size, row.mtime_ns, row.ctime_ns) == (stamp.size, stamp.mtime_ns, stamp.ctime_ns);
+    // File systems that count in seconds or 10 ms show it by round numbers; others are as exact as the kernel's tick.
+    let grain = if row.ctime_ns % 1_000_000 == 0 { 2_000_000_000 } else { 20_000_000 };
+    same && row.ctime_ns.saturating_add(grain) < row.hashed_ns
+}
+
+/// Reads a file; again if it changed meanwhile, but not for ever.
+fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError> {
+    let path = &seen.entry.path;
+    let mut last = Errno::AGAIN;
+    for _ in 0..TRIES {
+        let hashed_ns = now_ns();
+        // Without blocking: a pipe may have taken its place.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let fd = match inside::open(root, path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            // It is something else now, or about to be: the last word is the error.
+            Err(error @ (Errno::LOOP | Errno::NOENT | Errno::NOTDIR | Errno::NXIO)) => {
+                last = error;
+                continue;
+            }
+            Err(source) => return Err(read_error(path)(source)),
+        };
+        let before = rustix::fs::fstat(&fd).map_err(read_error(path))?;
+        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
+            return Err(LocalError::Changing(path.clone()));
+        }
+        let xattrs: BTreeMap<BString, BString> = xattrs(fd.as_fd()).map_err(read_error(path))?;
+        let mut file = File::from(fd);
+        let (content, size) = content(&mut file)
+            .map_err(|error| read_error(path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let after = rustix::fs::fstat(&file).map_err(read_error(path))?;
+        let (stamp, end) = (Stamp::of(&before), Stamp::of(&after));
+        if stamp != end || stamp.size != size {
+            last = Errno::AGAIN;
+            continue;
+        }
+        let mut new = seen.clone();
+        new.entry.kind = Kind::File { size, offset: 0, content };
+        new.entry.mode = (before.st_mode & 0o7777) as u16;
+        new.entry.mtime = before.st_mtime;
+        new.entry.xattrs = xattrs;
+        new.stamp = stamp;
+        let Stamp { dev, ino, mtime_ns, ctime_ns, .. } = stamp;
+        return Ok((new, StatRow { dev, ino, size, mtime_ns, ctime_ns, hashed_ns, content }));
+    }
+    match last {
+        Errno::AGAIN => Err(LocalError::Changing(path.clone())),
+        source => Err(read_error(path)(source)),
+    }
+}
+
+/// Hash and length of what is left of `file`.
+fn content(file: &mut impl Read) -> std::io::Result<(ContentDigest, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut size = 0;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((ContentDigest(*hasher.finalize().as_bytes()), size)),
+            Ok(length) => {
+                hasher.update(&buffer[..length]);
+                size += length as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn now_ns() -> i64 {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+/// How often a file that changes is read.
+const TRIES: usize = 3;
+
+/// How much is read at once: small files are many, and large ones do not mind.
+const BUFFER: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_counts_only_if_the_file_was_left_alone() {
+        let stamp = Stamp { dev: 1, ino: 2, links: 1, size: 3, mtime_ns: 50, ctime_ns: 1_000_000_001 };
+        let row = StatRow {
+            dev: 1,
+            ino: 2,
+            size: 3,
+            mtime_ns: 50,
+            ctime_ns: 1_000_000_001,
+            hashed_ns: 1_020_000_002,
+            content: ContentDigest::of(b"x"),
+        };
+        assert!(is_clean(&row, &stamp));
+        for dirty in [
+            Stamp { size: 4, ..stamp },
+            Stamp { mtime_ns: 51, ..stamp },
+            Stamp { ctime_ns: 1_000_000_002, ..stamp },
+        ] {
+            assert!(!is_clean(&row, &dirty), "{dirty:?}");
+        }
+        assert!(!is_clean(&StatRow { hashed_ns: 1_020_000_001, ..row }, &stamp));
+        // A clock that counts in seconds.
+        let (row, stamp) =
+            (StatRow { ctime_ns: 1_000_000_000, ..row }, Stamp { ctime_ns: 1_000_000_000, ..stamp });
+        assert!(!is_clean(&row, &stamp));
+        assert!(is_clean(&StatRow { hashed_ns: 3_000_000_001, ..row }, &stamp));
+        // A time that is not over yet.
+        let future = i64::MAX;
+        assert!(!is_clean(&StatRow { ctime_ns: future, ..row }, &Stamp { ctime_ns: future, ..stamp }));
+    }
+}

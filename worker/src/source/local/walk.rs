@@ -1,0 +1,190 @@
+//! Walking directories, many at a time. A directory is opened when its turn comes and closed at its end: there are never
+//! more open than threads.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bstr::{BStr, BString, ByteSlice};
+use image::layer::Kind;
+use image::tree::draft::MAX_DEPTH;
+use image::tree::pattern::Matched;
+use image::tree::{Patterns, path};
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, FileType};
+use solver::Cancel;
+
+use super::find::{Root, look};
+use super::{Directory, LocalError, Seen, read_error, xattrs};
+use crate::inside;
+
+/// What is below `roots`, these included, in no order, and the sockets that were left out.
+pub(super) fn walk(
+    directory: &Directory,
+    roots: Vec<Root>,
+    cancel: &Cancel,
+) -> Result<(Vec<Seen>, Vec<BString>), LocalError> {
+    let walk = Walk {
+        directory,
+        cancel,
+        seen: Mutex::default(),
+        sockets: Mutex::default(),
+        stopped: AtomicBool::new(false),
+        failed: Mutex::default(),
+    };
+    store::pool::pool().scope(|scope| {
+        for root in &roots {
+            let here = Here {
+                root,
+                seen: root.seen.clone(),
+                ignored: root.matched.clone(),
+                included: Matched::default(),
+                excluded: Matched::default(),
+            };
+            scope.spawn(|scope| walk.directory(scope, here));
+        }
+    });
+    if let Some(failed) = walk.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(failed);
+    }
+    let mut sockets = walk.sockets.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sockets.sort_unstable();
+    Ok((walk.seen.into_inner().unwrap_or_else(PoisonError::into_inner), sockets))
+}
+
+struct Walk<'a> {
+    directory: &'a Directory,
+    cancel: &'a Cancel,
+    seen: Mutex<Vec<Seen>>,
+    sockets: Mutex<Vec<BString>>,
+    stopped: AtomicBool,
+    failed: Mutex<Option<LocalError>>,
+}
+
+/// A directory to look into, and what the patterns made of it.
+struct Here<'a> {
+    root: &'a Root,
+    /// `None` for the context itself.
+    seen: Option<Seen>,
+    ignored: Matched,
+    included: Matched,
+    excluded: Matched,
+}
+
+impl<'a> Walk<'a> {
+    fn directory<'s>(&'s self, scope: &rayon::Scope<'s>, here: Here<'a>)
+    where
+        'a: 's,
+    {
+        if self.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let below = if self.cancel.is_cancelled() { Err(LocalError::Cancelled) } else { self.read(here) };
+        match below {
+            Ok(below) => {
+                for here in below {
+                    scope.spawn(|scope| self.directory(scope, here));
+                }
+            }
+            Err(error) => {
+                self.stopped.store(true, Ordering::Relaxed);
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    }
+
+    /// Notes what is in a directory; gives the directories to look into.
+    fn read(&self, mut here: Here<'a>) -> Result<Vec<Here<'a>>, LocalError> {
+        let at = here.seen.as_ref().map_or_else(BString::default, |seen| seen.entry.path.clone());
+        if path::components(&at).count() > MAX_DEPTH {
+            return Err(LocalError::TooDeep(at));
+        }
+        let fd = inside::open_dir(self.directory.root(), &at).map_err(read_error(&at))?;
+        if let Some(seen) = &mut here.seen {
+            seen.entry.xattrs = xattrs(fd.as_fd()).map_err(read_error(&at))?;
+        }
+        let names = inside::list(fd.as_fd()).map_err(read_error(&at))?;
+        let some = |names: &[BString]| -> Result<(Vec<Seen>, Vec<Here<'a>>), LocalError> {
+            let (mut seen, mut below) = (Vec::with_capacity(names.len()), Vec::new());
+            for name in names {
+                let found = self.name(fd.as_fd(), at.as_bstr(), name.as_bstr(), &here)?;
+                match found {
+                    Some((found, _)) if !found.entry.kind.is_dir() => seen.push(found),
+                    Some((found, next)) => below.push(Here { seen: Some(found), ..next }),
+                    None => {}
+                }
+            }
+            Ok((seen, below))
+        };
+        let parts: Vec<_> = if names.len() > AT_ONCE {
+            names.par_chunks(AT_ONCE).map(some).collect::<Result<_, _>>()?
+        } else {
+            vec![some(&names)?]
+        };
+        let mut next = Vec::new();
+        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(here.seen);
+        for (seen, below) in parts {
+            all.extend(seen);
+            next.extend(below);
+        }
+        Ok(next)
+    }
+
+    /// What is called `name`, if it or something in it may be wanted, and how to go on below.
+    fn name(
+        &self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        at: &BStr,
+        name: &BStr,
+        here: &Here<'a>,
+    ) -> Result<Option<(Seen, Here<'a>)>, LocalError> {
+        let path = path::join(at, name);
+        let ignore = &self.directory.ignore;
+        let (ignored, ignored_by) = matches(Some(ignore), &path, &here.ignored);
+        if ignored && !ignore.may_except_below(&path, &ignored_by) {
+            return Ok(None);
+        }
+        let root = here.root;
+        let include = root.include.as_deref();
+        let (included, included_by) = matches(include, &path, &here.included);
+        let skip = if root.path().is_empty() { 0 } else { root.path().len() + 1 };
+        let (excluded, excluded_by) = matches(root.exclude.as_deref(), &path[skip..], &here.excluded);
+        let included = included || include.is_none();
+        let hopeless = (!included && include.is_some_and(|include| !include.may_match_below(&path)))
+            || (excluded
+                && root
+                    .exclude
+                    .as_deref()
+                    .is_some_and(|out| !out.may_except_below(&path[skip..], &excluded_by)));
+        if hopeless {
+            return Ok(None);
+        }
+        let wanted = included && !ignored && !excluded;
+        let Some(seen) = look(fd, at, name).map_err(read_error(&path))? else {
+            // Gone meanwhile, or a socket.
+            let stat = rustix::fs::statat(fd, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW);
+            if wanted && stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket) {
+                self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+            }
+            return Ok(None);
+        };
+        if !wanted && !matches!(seen.entry.kind, Kind::Directory { .. }) {
+            return Ok(None);
+        }
+        let next =
+            Here { root, seen: None, ignored: ignored_by, included: included_by, excluded: excluded_by };
+        Ok(Some((Seen { wanted, ..seen }, next)))
+    }
+}
+
+/// No patterns match nothing, and pass nothing on.
+fn matches(patterns: Option<&Patterns>, path: &[u8], above: &Matched) -> (bool, Matched) {
+    match patterns {
+        Some(patterns) if !patterns.is_empty() => patterns.matches(path, above),
+        _ => (false, Matched::default()),
+    }
+}
+
+/// Names of one directory that one thread looks at.
+const AT_ONCE: usize = 1024;
