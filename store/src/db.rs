@@ -128,6 +128,12 @@ impl Db {
         run().map_err(|source| self.sql(source))
     }
 
+    /// Waits until what was written is on disk.
+    pub(crate) fn sync(&self) -> Result<(), DbError> {
+        // Writes the log to disk before it copies it; gives way to others at work.
+        self.read(|db| db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
         // A panic between two statements left no half transaction: it was rolled back when it was dropped.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,7 +167,7 @@ impl Drop for Db {
         let wal = self.path.with_extension("db-wal");
         if fs::metadata(wal).is_ok_and(|meta| meta.len() > LONG_WAL) {
             // Others at work: they will do it.
-            let _ = connection.pragma_query(None, "wal_checkpoint(TRUNCATE)", |_| Ok(()));
+            let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         }
     }
 }

@@ -109,19 +109,21 @@ impl Root {
 
     fn take(&self, items: &[Item], lock: Option<&File>) -> Result<(), StoreError> {
         let mut holds = self.inner.holds.lock();
-        let new: String = {
-            let mut seen = HashSet::new();
-            let new = items.iter().filter(|item| !holds.contains_key(item) && seen.insert(**item));
-            new.map(|item| item.line('+')).collect()
-        };
+        let mut new = String::new();
+        let mut seen = HashSet::new();
+        for item in items.iter().filter(|item| !holds.contains_key(item) && seen.insert(**item)) {
+            new.push_str(&item.line('+'));
+        }
         if !new.is_empty() {
+            // A line that a full disk cut off must not take this one with it.
+            new.insert(0, '\n');
             let process = self.process()?;
             let _own_lock = match lock {
                 Some(_) => None,
                 None => Some(self.gc_lock(FlockOperation::LockShared)?),
             };
             // One write in append mode: lines of other threads do not mix with it.
-            (&process.file).write_all(new.as_bytes()).map_err(StoreError::io("write", "processes"))?;
+            (&process.file).write_all(new.as_bytes()).map_err(StoreError::io("write", &process.path))?;
         }
         for item in items {
             *holds.entry(*item).or_default() += 1;

@@ -182,9 +182,10 @@ impl Used {
 pub(crate) struct Process {
     // Locked as long as it is open. Holds are appended to it.
     pub(crate) file: File,
-    path: PathBuf,
-    // `tmp/<id>`.
+    pub(crate) path: PathBuf,
+    // `tmp/<id>`; made when something is to be put there.
     temp: PathBuf,
+    has_temp: OnceLock<()>,
     next: AtomicU64,
 }
 
@@ -211,6 +212,8 @@ impl Root {
         let version = path.join("version");
         match fs::read_to_string(&version) {
             Ok(text) if text == VERSION => {}
+            // The machine went down when it had just been made.
+            Ok(text) if text.is_empty() => create(&path)?,
             Ok(text) => {
                 let found = text.trim_end().chars().take(100).collect();
                 return Err(RootError::Version { path, found });
@@ -297,14 +300,22 @@ impl Root {
 
     /// A directory of this process on the file system of the root. What is in it is gone when the process is.
     pub fn temp_dir(&self) -> Result<&Path, StoreError> {
-        Ok(&self.process()?.temp)
+        let process = self.process()?;
+        if process.has_temp.get().is_none() {
+            match DirBuilder::new().mode(0o700).create(&process.temp) {
+                // Another thread was first.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(StoreError::io("make", &process.temp))?,
+            }
+            let _ = process.has_temp.set(());
+        }
+        Ok(&process.temp)
     }
 
     /// A path in [`Root::temp_dir`] that nobody else has.
     pub fn temp_path(&self, what: &str) -> Result<PathBuf, StoreError> {
-        let process = self.process()?;
-        let number = process.next.fetch_add(1, Ordering::Relaxed);
-        Ok(process.temp.join(format!("{what}-{number}")))
+        let number = self.process()?.next.fetch_add(1, Ordering::Relaxed);
+        Ok(self.temp_dir()?.join(format!("{what}-{number}")))
     }
 
     /// A new file in [`Root::temp_dir`].
@@ -329,6 +340,9 @@ impl Root {
 
     /// Moves `path`, a file or directory of this root, out of sight and removes it. Gone already is fine.
     pub fn remove(&self, path: &Path) -> Result<(), StoreError> {
+        if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
         let trash = self.temp_path("trash")?;
         match fs::rename(path, &trash) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -348,6 +362,8 @@ impl Root {
         let dir = File::open(self.path()).map_err(StoreError::io("open", self.path()))?;
         rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("sync", self.path())(e.into()))?;
         self.inner.db.write(|tx| mark_synced(tx, &pending, self.epoch()))?;
+        // The marks themselves.
+        self.inner.db.sync()?;
         Ok(())
     }
 
@@ -463,8 +479,7 @@ impl Process {
                 continue;
             }
             let temp = root.join("tmp").join(&id);
-            DirBuilder::new().mode(0o700).create(&temp).map_err(StoreError::io("make", &temp))?;
-            return Ok(Self { file, path, temp, next: AtomicU64::new(0) });
+            return Ok(Self { file, path, temp, has_temp: OnceLock::new(), next: AtomicU64::new(0) });
         }
     }
 }
@@ -676,13 +691,12 @@ fn check_owner(path: &Path, meta: &fs::Metadata) -> Result<(), RootError> {
 /// Fills an empty directory. Two processes may do it at once.
 fn create(path: &Path) -> Result<(), RootError> {
     const DIRS: [&str; 7] = ["blobs", "layers", "mounts", "locks", "processes", "stat", "tmp"];
+    const MORE: [&str; 4] = ["directories", RESERVE, "version", "lost+found"];
     let ours = |name: &std::ffi::OsString| {
         name.to_str().is_some_and(|name| {
             DIRS.contains(&name)
-                || name == RESERVE
-                || name == "version"
-                || name.starts_with("version-")
-                || name == "lost+found"
+                || MORE.contains(&name)
+                || ["version-", "meta.db"].iter().any(|start| name.starts_with(start))
         })
     };
     if !names(path).iter().all(ours) {
@@ -701,8 +715,13 @@ fn create(path: &Path) -> Result<(), RootError> {
     make_reserve(path);
     // Last, and by rename: with it the root is complete.
     let temp = path.join(format!("version-{:016x}", random()));
-    fs::write(&temp, VERSION).map_err(RootError::io("write", &temp))?;
-    fs::rename(&temp, path.join("version")).map_err(RootError::io("write", &temp))
+    let written = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;
+        file.write_all(VERSION.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temp, path.join("version"))
+    };
+    written().map_err(RootError::io("write", &temp))
 }
 
 /// Keys of rows whose files may still be on their way to the disk.

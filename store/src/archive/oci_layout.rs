@@ -235,7 +235,10 @@ fn load_layout(
 ) -> Result<Vec<Loaded>, ArchiveError> {
     let mut loaded: Vec<Loaded> = Vec::new();
     for entry in &layout.index.manifests {
-        let name = entry.annotations.get(ANNOTATION_NAME).and_then(|name| name.parse::<Reference>().ok());
+        // Skopeo and buildah put the whole name where others have the tag alone.
+        let whole = entry.annotations.get(ANNOTATION_REF).filter(|name| name.contains([':', '/']));
+        let name =
+            entry.annotations.get(ANNOTATION_NAME).or(whole).and_then(|name| name.parse::<Reference>().ok());
         let mut descriptor = entry.clone();
         descriptor.annotations.remove(ANNOTATION_NAME);
         descriptor.annotations.remove(ANNOTATION_REF);
