@@ -262,6 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn a_long_log_is_cut_when_the_database_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.db");
+        let wal = path.with_extension("db-wal");
+        let db = Db::new(path.clone());
+        db.write(|tx| tx.execute("INSERT INTO pins VALUES ('a', zeroblob(3000000), 1)", [])).unwrap();
+        assert!(fs::metadata(&wal).unwrap().len() > LONG_WAL);
+        drop(db);
+        assert_eq!(fs::metadata(&wal).unwrap().len(), 0);
+        let size = |db: &Db| {
+            db.read(|c| c.query_row("SELECT length(value) FROM pins", [], |row| row.get::<_, i64>(0)))
+        };
+        assert_eq!(size(&Db::new(path)).unwrap(), 3_000_000);
+    }
+
+    #[test]
     fn an_error_undoes_the_whole_change() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::new(dir.path().join("meta.db"));

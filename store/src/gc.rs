@@ -370,10 +370,16 @@ impl Root {
             .collect()
         })?;
         usages.extend(layers.into_iter().flatten());
+        // What mounters made of a layer is the layer's; they add to its name.
+        let mut prepared: HashMap<String, u64> = HashMap::new();
+        for (path, size) in
+            sizes.iter().filter(|(path, _)| !path.starts_with(self.path().join("directories")))
+        {
+            *prepared.entry(stem(path)).or_default() += size;
+        }
         for usage in &mut usages {
             let Target::Layer(diff_id) = &usage.target else { continue };
-            usage.size += fs::metadata(self.layers().erofs_path(diff_id)).map_or(0, |meta| meta.len());
-            usage.size += sizes.get(&self.layers().mount_path(diff_id)).copied().unwrap_or(0);
+            usage.size += prepared.get(&diff_id.0.hex()).copied().unwrap_or(0);
         }
 
         let blobs: Vec<(Option<Digest>, u64, i64, i64)> = self.inner.db.read(|db| {
@@ -528,11 +534,16 @@ impl Root {
         orphans.iter().try_for_each(|path| trash.take(path))
     }
 
-    /// Bytes on disk of each extracted layer and kept directory. Slow: they are walked.
+    /// Bytes on disk of what is made of each layer and of each kept directory. Slow: they are walked.
     fn directory_sizes(&self) -> Result<HashMap<PathBuf, u64>, StoreError> {
         let kept = children(&self.path().join("directories"));
+        let layers = children(&self.path().join("layers"));
+        let images = layers
+            .iter()
+            .flat_map(|dir| children(dir))
+            .filter(|path| path.extension().is_some_and(|e| e == "erofs"));
         let dirs = kept.iter().flat_map(|kind| children(kind)).chain(children(&self.path().join("mounts")));
-        Ok(dirs.map(|dir| (dir.clone(), disk_size(&dir))).collect())
+        Ok(dirs.chain(images).map(|path| (path.clone(), disk_size(&path))).collect())
     }
 }
 
@@ -729,7 +740,18 @@ mod tests {
         let diff_id = layer::tests::store(&first, 0).diff_id;
         let kept = layer::tests::store(&first, 1).diff_id;
         first.hold([kept.into()]).unwrap();
-        fs::create_dir_all(first.layers().mount_path(&diff_id).join("usr")).unwrap();
+        // Mounters add to the name.
+        for name in ["", ".0123456789abcdef"] {
+            let mount = format!("{}{name}", first.layers().mount_path(&diff_id).display());
+            fs::create_dir_all(Path::new(&mount).join("usr")).unwrap();
+            fs::write(
+                first.layers().erofs_path(&diff_id).with_extension(format!("x{name}.erofs")),
+                vec![1; 5000],
+            )
+            .unwrap();
+        }
+        let usages = first.usage().unwrap();
+        assert!(usages.iter().any(|usage| usage.id == diff_id.0.hex() && usage.size > 10_000));
         first.blobs().put_bytes(b"blob").unwrap();
         // The database is lost.
         let path = first.path().to_owned();

@@ -16,6 +16,9 @@ use crate::pool;
 /// Bytes of input that are deflated at once. Part of what decides a blob's digest.
 pub const BLOCK: usize = 1 << 20;
 
+/// The most blocks in a batch: bounds the memory on machines with many cores.
+const MAX_BATCH: usize = 32;
+
 /// How far deflate looks back.
 const WINDOW: usize = 32 << 10;
 
@@ -54,7 +57,7 @@ impl Block {
 
 /// Three batches go around: one is being read, one deflated, one written, at the same time.
 fn run(reader: &mut (impl Read + Send), level: i32, sink: &mut (impl Write + Send)) -> io::Result<()> {
-    let batch_len = rayon::current_num_threads() * 2;
+    let batch_len = (rayon::current_num_threads() * 2).min(MAX_BATCH);
     let mut crc = crc32fast::Hasher::new();
     let mut total: u32 = 0;
     let mut source = Source { reader, next: Vec::new(), window: Vec::new(), done: false };
@@ -183,6 +186,16 @@ mod tests {
         assert!(back == bytes);
         assert!(decoder.into_inner().is_empty());
         assert!(out.len() < bytes.len());
+    }
+
+    #[test]
+    fn every_level_comes_back() {
+        let bytes = sample(BLOCK + BLOCK / 2);
+        for level in 0..=9 {
+            let mut back = Vec::new();
+            flate2::bufread::GzDecoder::new(&gzip(&bytes, level)[..]).read_to_end(&mut back).unwrap();
+            assert!(back == bytes, "{level}");
+        }
     }
 
     #[test]
