@@ -140,11 +140,14 @@ impl Definition {
             self.graph[node(id)].metadata.ignore_cache |= metadata.ignore_cache;
             return id;
         }
-        let sources: Vec<VertexId> = inputs.iter().map(|input| input.vertex).collect();
+        let mut sources: Vec<VertexId> = inputs.iter().map(|input| input.vertex).collect();
+        sources.sort_unstable();
+        sources.dedup();
         let index = self.graph.add_node(Vertex { op, inputs, metadata, digest, op_digest });
         let id = VertexId(index.index() as u32);
         for source in sources {
-            self.graph.update_edge(node(source), index, ());
+            // Not `update_edge`, which looks through all edges of the source: a context can have tens of thousands.
+            self.graph.add_edge(node(source), index, ());
         }
         self.by_digest.insert(digest, id);
         id

@@ -136,7 +136,7 @@ impl StageBuilder<'_, '_> {
         for word in written {
             let expanded = expand::expand_words(&word.value, self.shared.escape, &self.state.variables)
                 .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
-            self.warn_undefined(&expanded.unmatched, span);
+            self.warn_undefined(&expanded.unmatched);
             for text in &expanded.words {
                 let of_word = ports::parse(text)
                     .map_err(|error| Diagnostic::error("expose", word.span, error.to_string()))?;

@@ -148,8 +148,7 @@ impl StageBuilder<'_, '_> {
         for (source, source_span) in &sources {
             text.push(' ');
             text.push_str(source);
-            let at = if instruction.span == span { *source_span } else { span };
-            let remote = self.remote(kind, copy, source, checksum.as_deref(), at)?;
+            let remote = self.remote(kind, copy, source, checksum.as_deref(), *source_span)?;
             let action = match remote {
                 Some(remote) => self.copy_remote(copy, remote, &common, &name, &mut inputs),
                 None => self.copy_path(kind, copy, source, origin, &common, &mut inputs),
@@ -348,7 +347,7 @@ impl StageBuilder<'_, '_> {
         let content = if heredoc.expand {
             let expanded = expand::expand_heredoc(&heredoc.content, &self.state.variables)
                 .map_err(|error| Diagnostic::error("expansion", common.span, error.to_string()))?;
-            self.warn_undefined(&expanded.unmatched, common.span);
+            self.warn_undefined(&expanded.unmatched);
             expanded.text
         } else {
             heredoc.content.clone()

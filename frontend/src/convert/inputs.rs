@@ -1,5 +1,6 @@
 //! The inputs of a vertex while it is made: each vertex read once, with the union of what is read of it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use solver::definition::{Definition, Pick, Selector};
@@ -46,8 +47,8 @@ impl Inputs {
         });
         match &mut self.inputs[at].picks {
             picks if all => *picks = None,
-            Some(picks) if !picks.contains(&pick) => picks.push(pick),
-            _ => {}
+            Some(picks) => picks.push(pick),
+            None => {}
         }
         at
     }
@@ -57,7 +58,11 @@ impl Inputs {
         self.inputs
             .into_iter()
             .map(|reading| {
-                let selector = reading.picks.map(|picks| Arc::new(Selector { picks }));
+                let selector = reading.picks.map(|mut picks| {
+                    let mut seen = HashSet::new();
+                    picks.retain(|pick| seen.insert(pick.clone()));
+                    Arc::new(Selector { picks })
+                });
                 (Input { vertex: reading.vertex, selector }, reading.name)
             })
             .unzip()

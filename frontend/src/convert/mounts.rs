@@ -286,12 +286,12 @@ impl StageBuilder<'_, '_> {
         &mut self,
         words: &[Word],
         origins: &[Option<Origin>],
-        span: Span,
         inputs: &mut Inputs,
     ) -> Result<Vec<Mount>, Diagnostic> {
         let mut mounts = Vec::with_capacity(words.len());
         let mut sockets = 0;
         for (word, origin) in words.iter().zip(origins) {
+            let span = word.span;
             let fields = Fields::parse(&word.value, span, |value| self.expand(value, span))?;
             mounts.push(self.mount(fields, origin.as_ref(), span, inputs, &mut sockets)?);
         }

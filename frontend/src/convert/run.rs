@@ -1,6 +1,7 @@
 //! `RUN`.
 
 use solver::Op;
+use solver::definition::Metadata;
 use solver::op::{Exec, Network, Security, Unkeyed};
 use std::collections::BTreeMap;
 
@@ -40,7 +41,7 @@ impl StageBuilder<'_, '_> {
             None => self.shared.empty(),
         };
         let mut inputs = Inputs::with_base(root);
-        let mounts = self.mounts(&run.mounts, origins, span, &mut inputs)?;
+        let mounts = self.mounts(&run.mounts, origins, &mut inputs)?;
         self.shared.asked.mounts(&mounts, span);
         let network = self.run_network(run)?;
         let security = self.run_security(run)?;
@@ -73,7 +74,7 @@ impl StageBuilder<'_, '_> {
         let shown = self.shown(&shown, true);
         let name = self.progress_name(&shown);
         let (inputs, names) = inputs.finish();
-        let metadata = self.metadata(name, span, names);
+        let metadata = Metadata { arg_names: self.arg_names(), ..self.metadata(name, span, names) };
         self.state.vertex = Some(self.add_vertex(Op::Exec(exec), inputs, metadata));
         let text = self.history_text(&args);
         self.state.config.history.push(history::step_entry(text));
@@ -122,6 +123,16 @@ impl StageBuilder<'_, '_> {
         };
         args.push(line);
         args
+    }
+
+    /// The variables whose values a RUN has from ARG.
+    fn arg_names(&self) -> Vec<String> {
+        let state = &self.state;
+        let from_arg = |name: &&str| {
+            let value = state.variables.get(name);
+            value.is_some() && state.image_env.get(name) != value
+        };
+        state.args.names().filter(from_arg).map(str::to_owned).collect()
     }
 
     /// `RUN |1 A=b /bin/sh -c make`: ARGs in scope, with the values that this RUN sees.

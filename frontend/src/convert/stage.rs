@@ -86,6 +86,8 @@ pub(super) struct StageBuilder<'s, 'a> {
     total: usize,
     done: usize,
     onbuild: bool,
+    /// The instruction.
+    at: Span,
 }
 
 impl<'a> Shared<'a> {
@@ -222,6 +224,7 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
             total,
             done: 0,
             onbuild: false,
+            at: node.stage.instruction.span,
         };
         for name in &node.used {
             let shared = &mut *builder.shared;
@@ -230,7 +233,14 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
         builder.base(node, inherited)?;
         for step in &node.steps {
             builder.onbuild = step.onbuild;
-            builder.step(step)?;
+            builder.at = step.span;
+            // Words of a trigger have their places in its text, which is not this file.
+            builder.step(step).map_err(|mut error| {
+                if step.onbuild {
+                    error.spans = vec![step.span];
+                }
+                error
+            })?;
         }
         Ok(builder.state)
     }
@@ -270,14 +280,14 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
         }
         let expanded = expand::expand_word(word, self.shared.escape, &self.state.variables)
             .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
-        self.warn_undefined(&expanded.unmatched, span);
+        self.warn_undefined(&expanded.unmatched);
         Ok(expanded.text)
     }
 
-    pub(super) fn warn_undefined(&mut self, unmatched: &BTreeSet<String>, span: Span) {
+    pub(super) fn warn_undefined(&mut self, unmatched: &BTreeSet<String>) {
         let state = &self.state;
         let undefined = unmatched.iter().filter(|name| state.args.get(name).is_none());
-        lints::undefined_variables(undefined, &state.variables, span, &mut self.shared.warnings);
+        lints::undefined_variables(undefined, &state.variables, self.at, &mut self.shared.warnings);
     }
 
     /// `[build 2/4] RUN make`.
@@ -361,6 +371,7 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
             span: Some((span.start, span.end)),
             ignore_cache: self.ignore_cache,
             input_names,
+            ..Metadata::default()
         }
     }
 

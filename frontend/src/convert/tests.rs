@@ -277,6 +277,7 @@ fn args_have_scopes() {
     // The later line wins for what follows, ENV stays in the image.
     let built = converted("FROM base\nENV X=1\nARG X=2\nRUN a");
     assert!(built.exec().env.contains(&"X=2".to_owned()));
+    assert_eq!(built.result_vertex().metadata.arg_names, ["X"]);
     assert!(built.config.config.env.contains(&"X=1".to_owned()));
     // Every pair of ARG sees the one before; ENV's do not.
     let built = converted("FROM base\nARG a=1 b=$a\nENV c=2 d=$c$b");
