@@ -24,6 +24,7 @@ use image::tree::pattern::PatternError;
 use image::tree::{self, Chmod, CopyError, Draft, DraftError, Location, Made, NewEntry, Patterns, Tree};
 use rustix::io::Errno;
 use solver::Cancel;
+use solver::definition::Selector;
 use solver::op::{self, FileAction, Unpack};
 use store::StoreError;
 
@@ -164,6 +165,26 @@ pub fn run<W: Write>(
         files.write(&mut layer, entry, &location)?;
     }
     Ok(layer.finish()?)
+}
+
+/// The bytes of `/etc/passwd` and `/etc/group` of `tree`, for [`accounts::lookup`](image::tree::accounts::lookup);
+/// empty if they are not there.
+pub fn account_files(tree: &Tree, open_tar: &OpenTar<'_>) -> Result<(Vec<u8>, Vec<u8>), FileError> {
+    let mut files = Files { inputs: &[], open_tar, tars: HashMap::new(), spools: Vec::new() };
+    Ok((owner::read(tree, "etc/passwd", &mut files)?, owner::read(tree, "etc/group", &mut files)?))
+}
+
+/// What `selector` picks, in the words of [`image::tree`].
+pub fn picks(selector: &Selector) -> Vec<tree::Pick<'_>> {
+    let picks = selector.picks.iter();
+    let picks = picks.map(|pick| tree::Pick {
+        path: &pick.path,
+        wildcard: pick.wildcard,
+        follow_symlinks: pick.follow_symlinks,
+        exclude: &pick.exclude,
+        parents: pick.parents,
+    });
+    picks.collect()
 }
 
 fn apply(

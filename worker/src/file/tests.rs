@@ -225,6 +225,9 @@ fn names_of_owners_come_from_the_base() {
     assert_eq!(run(owner("web", None)).unwrap(), (33, 34));
     assert_eq!(run(owner("web", Some("adm"))).unwrap(), (33, 4));
     assert_eq!(run(owner("12", None)).unwrap(), (12, 12));
+    let open = |_: &DiffId| unreachable!("the files are in the layer that was read before");
+    let (passwd, group) = account_files(&Tree::empty(), &open).unwrap();
+    assert!(passwd.is_empty() && group.is_empty());
     let error = run(owner("ghost", None)).unwrap_err();
     assert_eq!(error.to_string(), "could not find user \"ghost\" in /etc/passwd of the image");
 }
