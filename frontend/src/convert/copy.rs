@@ -313,8 +313,9 @@ impl StageBuilder<'_, '_> {
         let input_name = self.shared.origin_name(&Origin::Source(source.clone()));
         let span = Some((common.span.start, common.span.end));
         let vertex = self.shared.source(source, name.to_owned(), span);
+        // All there is of a download or checkout is copied, so its own digest is enough to know: nothing is fetched for it.
         let pick = Pick {
-            path: path.clone(),
+            path: "/".to_owned(),
             wildcard: false,
             follow_symlinks: false,
             exclude: common.exclude.clone(),

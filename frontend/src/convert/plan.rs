@@ -262,9 +262,13 @@ impl<'a, 'r> Planner<'a, 'r> {
 
     /// A stage, else a named context, else an image.
     fn named(&self, name: &str, span: Span) -> Result<Origin, Diagnostic> {
-        match self.stages.named(name) {
-            Some(stage) => Ok(Origin::Stage(stage.index)),
-            None => self.outside(name, self.platform, span),
+        let Some(stage) = self.stages.named(name) else { return self.outside(name, self.platform, span) };
+        match self.context(name, self.platform) {
+            // A directory in place of a stage is read where it is, not made a layer first.
+            Some((key, context @ NamedContext::Local { .. })) => {
+                self.context_origin(key, context, self.platform, span)
+            }
+            _ => Ok(Origin::Stage(stage.index)),
         }
     }
 

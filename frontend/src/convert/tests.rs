@@ -522,6 +522,7 @@ fn add_takes_archives_urls_and_git() {
     let source = built.definition.vertex(vertex.inputs[1].vertex).source().unwrap();
     assert!(matches!(source, Source::Http { filename, checksum: Some(_), .. } if filename == "f.tgz"));
     assert_eq!((built.copy().source.as_str(), built.copy().unpack), ("/f.tgz", Unpack::Never));
+    assert!(vertex.inputs[1].selector.is_none());
 
     let built = converted("FROM base\nADD --keep-git-dir=true https://h/r.git#v1:sub /src");
     let source = built.definition.vertex(built.result_vertex().inputs[1].vertex).source().unwrap();
@@ -594,6 +595,12 @@ fn named_contexts_stand_in_for_images_and_stages() {
     let root = built.definition.vertex(built.result_vertex().inputs[0].vertex);
     assert!(matches!(&root.op, Op::File(file) if file.base.is_none()));
     assert!(root.inputs[0].selector.is_some());
+
+    let local = NamedContext::Local { ignore: Vec::new() };
+    let built =
+        converted_with("FROM base AS dep\nRUN dep\nFROM base\nCOPY --from=dep a /", &request("dep", local));
+    let source = built.definition.vertex(built.result_vertex().inputs[1].vertex).source();
+    assert!(matches!(source, Some(Source::Local { .. })), "no layer is made of it");
 
     let other = NamedContext::Stage("b".to_owned());
     let built = converted_with("FROM x AS b\nRUN b\nFROM base\nRUN y", &request("base", other));
