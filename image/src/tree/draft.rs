@@ -499,3 +499,152 @@ pub(crate) fn directory(mode: u16) -> Entry {
         xattrs: BTreeMap::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::copy::{Copy, sources};
+    use super::super::pattern::Patterns;
+    use super::super::testing::{dir, file, line, link, list, tree};
+    use super::*;
+
+    const MADE: Made = Made { uid: 0, gid: 0, mtime: 7 };
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Mkdir(String),
+        Mkfile(String),
+        Rm(String),
+        Copy(String, String),
+    }
+
+    fn base() -> Tree {
+        let lower = tree(&[
+            dir("a"),
+            file("a/a", "1"),
+            dir("a/b"),
+            file("a/b/a", "2"),
+            link("b", "a/b"),
+            file("c", "3"),
+        ]);
+        lower.with(&tree(&[dir("a"), file("a/b", "4"), link("d", "/a")]))
+    }
+
+    fn source() -> Tree {
+        tree(&[dir("a"), dir("a/b"), file("a/b/c", "5"), link("a/c", "b"), file("b", "6"), dir("c")])
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let path = || "/[abcd](/[abcd.]|/\\.\\.){0,2}/?";
+        prop_oneof![
+            path().prop_map(Change::Mkdir),
+            path().prop_map(Change::Mkfile),
+            path().prop_map(Change::Rm),
+            (path(), path()).prop_map(|(from, to)| Change::Copy(from, to)),
+        ]
+    }
+
+    fn apply(draft: &mut Draft<'_>, change: &Change) -> bool {
+        let none = Patterns::default();
+        match change {
+            Change::Mkdir(path) => draft.mkdir(path, 0o700, MADE).is_ok(),
+            Change::Mkfile(path) => draft.mkfile(path, b"new", 0o600, Some("a"), MADE).is_ok(),
+            Change::Rm(path) => draft.rm(path, false).is_ok(),
+            Change::Copy(source, destination) => {
+                let copy = Copy {
+                    source,
+                    destination,
+                    wildcard: true,
+                    allow_empty: true,
+                    follow_symlinks: true,
+                    contents_only: true,
+                    parents: None,
+                    exclude: &none,
+                    owner: None,
+                    chmod: None,
+                    follow_destination: true,
+                    created: 7,
+                };
+                let from = self::source();
+                sources(&from, &copy)
+                    .is_ok_and(|found| found.iter().all(|found| draft.copy(&from, found, &copy).is_ok()))
+            }
+        }
+    }
+
+    /// All paths that can be asked for, and what is there.
+    fn view(entry: impl Fn(&BStr) -> Option<Entry>) -> Vec<String> {
+        let names = ["a", "b", "c", "d", "nowhere"];
+        let mut seen = Vec::new();
+        let mut todo: Vec<String> = names.iter().map(ToString::to_string).collect();
+        while let Some(path) = todo.pop() {
+            let Some(entry) = entry(path.as_str().into()) else { continue };
+            if entry.kind.is_dir() {
+                todo.extend(names.iter().map(|name| format!("{path}/{name}")));
+            }
+            let kind = match entry.kind {
+                Kind::Directory { .. } => Kind::Directory { opaque: false, implied: false },
+                kind => kind,
+            };
+            let content = if let Kind::File { content, .. } = kind { Some(content) } else { None };
+            seen.push(line(&Entry { path: path.into(), kind, ..entry }, content));
+        }
+        seen.sort();
+        seen
+    }
+
+    proptest! {
+        /// The layer over the base is the tree that the draft showed.
+        #[test]
+        fn the_layer_is_what_the_draft_shows(changes in proptest::collection::vec(change(), 1..8)) {
+            let base = base();
+            let mut draft = Draft::new(&base);
+            for change in &changes {
+                apply(&mut draft, change);
+            }
+            let shown = view(|path| draft.entry(path).cloned());
+            let entries = draft.finish();
+            prop_assert!(entries.is_sorted_by(|a, b| path::compare(&a.entry.path, &b.entry.path).is_lt()));
+            let layer = tree(&entries.iter().map(|new| (new.entry.clone(), new.location.clone())).collect::<Vec<_>>());
+            let made = base.with(&layer);
+            prop_assert_eq!(view(|path| made.get(path).map(|node| node.entry.clone())), shown);
+            // Every directory that leads to a change is there itself.
+            prop_assert_eq!(list(&layer).len(), entries.iter().filter(|new| new.entry.kind != Kind::Whiteout).count());
+        }
+    }
+
+    #[test]
+    fn no_path_leaves_the_root() {
+        let base = base();
+        for path in [
+            "..",
+            "../..",
+            "/..",
+            "a/../..",
+            "/a/../../..",
+            "/",
+            "",
+            ".",
+            "./",
+            "//",
+            "/a/b/../../../../x",
+            "../x/",
+        ] {
+            for change in [
+                Change::Mkdir(path.to_owned()),
+                Change::Mkfile(path.to_owned()),
+                Change::Rm(path.to_owned()),
+                Change::Copy(path.to_owned(), "/t/".to_owned()),
+                Change::Copy("/b".to_owned(), path.to_owned()),
+            ] {
+                let mut draft = Draft::new(&base);
+                apply(&mut draft, &change);
+                for new in draft.finish() {
+                    assert_eq!(path::clean(&new.entry.path), new.entry.path, "{change:?}");
+                    assert!(!new.entry.path.is_empty() && new.entry.kind != Kind::Whiteout, "{change:?}");
+                }
+            }
+        }
+    }
+}
