@@ -14,7 +14,8 @@ use rusqlite::OptionalExtension;
 
 use crate::error::StoreError;
 use crate::lease::Item;
-use crate::root::{Root, TempFile, USED_GRAIN, now};
+use crate::root::{Root, USED_GRAIN, now};
+use crate::temp::TempFile;
 
 /// Documents longer than this are not read into memory.
 pub const MAX_DOCUMENT: u64 = 8 << 20;

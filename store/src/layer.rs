@@ -21,7 +21,8 @@ use rusqlite::OptionalExtension;
 use crate::compress::{Algorithm, Compression};
 use crate::error::StoreError;
 use crate::lease::Item;
-use crate::root::{Root, TempFile, USED_GRAIN, now};
+use crate::root::{Root, USED_GRAIN, now};
+use crate::temp::TempFile;
 
 /// Indexes that nobody uses are dropped from memory when all together were longer than this on disk.
 const CACHED_INDEX_BYTES: u64 = 48 << 20;

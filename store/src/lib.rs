@@ -22,7 +22,10 @@ pub mod record;
 pub mod registry;
 pub mod root;
 pub mod stat;
+mod sync;
 pub mod tag;
+pub mod temp;
+pub mod usage;
 
 pub use error::StoreError;
 pub use root::{Root, RootError};

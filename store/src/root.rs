@@ -25,10 +25,10 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,6 +44,7 @@ use crate::lock::Locks;
 use crate::record::{Memo, Pins, Records};
 use crate::stat::Stats;
 use crate::tag::{Images, Tags};
+use crate::temp::remove_tree;
 
 /// The content of the file `version`.
 const VERSION: &str = "rbuild store 1\n";
@@ -184,9 +185,9 @@ pub(crate) struct Process {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     // `tmp/<id>`; made when something is to be put there.
-    temp: PathBuf,
-    has_temp: OnceLock<()>,
-    next: AtomicU64,
+    pub(crate) temp: PathBuf,
+    pub(crate) has_temp: OnceLock<()>,
+    pub(crate) next: AtomicU64,
 }
 
 impl Root {
@@ -296,82 +297,6 @@ impl Root {
     /// The locks by key.
     pub fn locks(&self) -> Locks {
         Locks::new(self.clone())
-    }
-
-    /// A directory of this process on the file system of the root. What is in it is gone when the process is.
-    pub fn temp_dir(&self) -> Result<&Path, StoreError> {
-        let process = self.process()?;
-        if process.has_temp.get().is_none() {
-            match DirBuilder::new().mode(0o700).create(&process.temp) {
-                // Another thread was first.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other.map_err(StoreError::io("make", &process.temp))?,
-            }
-            let _ = process.has_temp.set(());
-        }
-        Ok(&process.temp)
-    }
-
-    /// A path in [`Root::temp_dir`] that nobody else has.
-    pub fn temp_path(&self, what: &str) -> Result<PathBuf, StoreError> {
-        let number = self.process()?.next.fetch_add(1, Ordering::Relaxed);
-        Ok(self.temp_dir()?.join(format!("{what}-{number}")))
-    }
-
-    /// A new file in [`Root::temp_dir`].
-    pub fn temp_file(&self) -> Result<TempFile, StoreError> {
-        let path = self.temp_path("file")?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(StoreError::io("create", &path))?;
-        Ok(TempFile { file, path: Some(path) })
-    }
-
-    /// A new empty directory for a step, removed with all that is in it when it is dropped.
-    pub fn work_dir(&self) -> Result<WorkDir, StoreError> {
-        let path = self.temp_path("work")?;
-        DirBuilder::new().mode(0o700).create(&path).map_err(StoreError::io("make", &path))?;
-        Ok(WorkDir { path, root: self.clone() })
-    }
-
-    /// Moves `path`, a file or directory of this root, out of sight and removes it. Gone already is fine.
-    pub fn remove(&self, path: &Path) -> Result<(), StoreError> {
-        if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            return Ok(());
-        }
-        let trash = self.temp_path("trash")?;
-        match fs::rename(path, &trash) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(StoreError::io("remove", path)(source)),
-            Ok(()) => remove_tree(&trash).map_err(StoreError::io("remove", &trash)),
-        }
-    }
-
-    /// Waits until all that was written so far is on disk and notes so. After that it survives a crash of the machine.
-    ///
-    /// Takes as long as the disk does; never called while somebody waits for a build.
-    pub fn sync(&self) -> Result<(), StoreError> {
-        let pending = self.inner.db.read(|db| unsynced(db, self.epoch()))?;
-        if pending.is_empty() {
-            return Ok(());
-        }
-        let dir = File::open(self.path()).map_err(StoreError::io("open", self.path()))?;
-        rustix::fs::syncfs(&dir).map_err(|e| StoreError::io("sync", self.path())(e.into()))?;
-        self.inner.db.write(|tx| mark_synced(tx, &pending, self.epoch()))?;
-        // The marks themselves.
-        self.inner.db.sync()?;
-        Ok(())
-    }
-
-    /// Whether [`Root::sync`] has something to do.
-    pub fn is_unsynced(&self) -> Result<bool, StoreError> {
-        let ask = "SELECT EXISTS(SELECT 1 FROM layers WHERE epoch = ?1) OR EXISTS(SELECT 1 FROM blobs WHERE epoch = ?1)
-            OR EXISTS(SELECT 1 FROM tags WHERE epoch = ?1)";
-        Ok(self.inner.db.read(|db| db.query_row(ask, [self.epoch().bytes()], |row| row.get(0)))?)
     }
 
     /// Writes down what was used since the root was opened. Happens by itself when the root closes.
@@ -493,105 +418,11 @@ impl Drop for Process {
     }
 }
 
-/// A file below `tmp/` that is removed unless it is given a name.
-#[derive(Debug)]
-pub struct TempFile {
-    file: File,
-    // `None` once it was renamed away.
-    path: Option<PathBuf>,
-}
-
-impl TempFile {
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Where it is now.
-    pub fn path(&self) -> &Path {
-        self.path.as_deref().expect("only rename takes the path, and it takes self")
-    }
-
-    /// Gives it its name, over whatever had it.
-    pub fn rename(mut self, to: &Path) -> io::Result<File> {
-        rename_into(self.path(), to)?;
-        self.path = None;
-        self.file.try_clone()
-    }
-}
-
-impl Write for TempFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Read for TempFile {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buf)
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// A directory below `tmp/`, removed when dropped.
-#[derive(Debug)]
-pub struct WorkDir {
-    path: PathBuf,
-    // Keeps the process registered as long as the directory is there.
-    root: Root,
-}
-
-impl WorkDir {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Moves something inside the directory to `to` in the root, over nothing.
-    pub fn keep(&self, inside: &Path, to: &Path) -> Result<(), StoreError> {
-        rename_into(&self.path.join(inside), to).map_err(StoreError::io("create", to))
-    }
-
-    /// Removes it now and says if that did not work.
-    pub fn close(self) -> Result<(), StoreError> {
-        self.root.remove(&self.path)
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        let _ = remove_tree(&self.path);
-    }
-}
-
 /// Seconds since the epoch; a clock before 1970 is 1970.
 pub(crate) fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// Renames and makes the directory of `to` if that is what is missing.
-pub(crate) fn rename_into(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let Some(parent) = to.parent() else { return Err(error) };
-            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-            fs::rename(from, to)
-        }
-        other => other,
-    }
 }
 
 /// Opens `path` and takes a lock on it; it is held until the file is closed.
@@ -615,40 +446,6 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Removes a file or a directory with all that is in it; directories that a step made unreadable too.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    let meta = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    if !meta.is_dir() {
-        return fs::remove_file(path);
-    }
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Makes every directory below `path` one that its owner may change.
-fn open_up(path: &Path) -> io::Result<()> {
-    let mut todo = vec![path.to_owned()];
-    while let Some(dir) = todo.pop() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Takes some space for bad times; not having it is no error.
@@ -722,55 +519,6 @@ fn create(path: &Path) -> Result<(), RootError> {
         fs::rename(&temp, path.join("version"))
     };
     written().map_err(RootError::io("write", &temp))
-}
-
-/// Keys of rows whose files may still be on their way to the disk.
-#[derive(Debug, Default)]
-struct Unsynced {
-    layers: Vec<Vec<u8>>,
-    blobs: Vec<Vec<u8>>,
-    tags: Vec<(String, i64)>,
-}
-
-impl Unsynced {
-    fn is_empty(&self) -> bool {
-        self.layers.is_empty() && self.blobs.is_empty() && self.tags.is_empty()
-    }
-}
-
-fn unsynced(db: &rusqlite::Connection, epoch: Epoch) -> rusqlite::Result<Unsynced> {
-    let keys = |sql: &str| {
-        db.prepare_cached(sql)?
-            .query_map([epoch.bytes()], |row| row.get(0))?
-            .collect::<rusqlite::Result<Vec<Vec<u8>>>>()
-    };
-    Ok(Unsynced {
-        layers: keys("SELECT diff_id FROM layers WHERE epoch = ?1")?,
-        blobs: keys("SELECT digest FROM blobs WHERE epoch = ?1")?,
-        tags: db
-            .prepare_cached("SELECT reference, turn FROM tags WHERE epoch = ?1")?
-            .query_map([epoch.bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<rusqlite::Result<_>>()?,
-    })
-}
-
-fn mark_synced(tx: &rusqlite::Transaction<'_>, pending: &Unsynced, epoch: Epoch) -> rusqlite::Result<()> {
-    // A file that was written again meanwhile is the same bytes, but not those that were synced.
-    let mut layer = tx.prepare_cached("UPDATE layers SET epoch = NULL WHERE diff_id = ?1 AND epoch = ?2")?;
-    for key in &pending.layers {
-        layer.execute((key, epoch.bytes()))?;
-    }
-    let mut blob = tx.prepare_cached("UPDATE blobs SET epoch = NULL WHERE digest = ?1 AND epoch = ?2")?;
-    for key in &pending.blobs {
-        blob.execute((key, epoch.bytes()))?;
-    }
-    let mut tag = tx.prepare_cached("UPDATE tags SET epoch = NULL WHERE reference = ?1 AND turn = ?2")?;
-    let mut older = tx.prepare_cached("DELETE FROM tags WHERE reference = ?1 AND turn < ?2")?;
-    for (reference, turn) in &pending.tags {
-        tag.execute((reference, turn))?;
-        older.execute((reference, turn))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
