@@ -8,11 +8,21 @@
 //! The command is process 1 of its PID namespace: when it ends or is killed, all that it started is gone, and so are
 //! its mounts, which exist in its mount namespace only.
 
+mod child;
 pub mod names;
 pub mod plan;
+mod program;
+mod report;
 pub mod secret;
+mod skeleton;
+mod spawn;
+mod stub;
+mod target;
+mod wait;
 
 pub use plan::{
     Access, Given, Identity, Limit, Lower, Mount, Network, Plan, PlanError, Resolved, Root, Source, plan,
 };
 pub use secret::Secret;
+pub use spawn::{ExecError, SpawnError, Stdio, spawn};
+pub use wait::{Child, Exit, Output, Status};

@@ -53,7 +53,7 @@ pub enum Access {
     Writable {
         /// Where changes are kept. May hold some already.
         upper: PathBuf,
-        /// An empty directory on the same file system, for the kernel; worthless afterwards.
+        /// A new directory on the same file system, for the kernel; worthless afterwards (it cannot be used again).
         work: PathBuf,
     },
 }

@@ -1,3 +1,9 @@
-//! What keeps a process apart from the host: namespaces, capabilities, system call filter, masked paths, limits.
+//! What keeps a process apart from the host: capabilities, system call filter, masked paths, limits, networks.
 
+pub mod caps;
+pub mod cgroup;
 pub mod limits;
+pub(crate) mod masks;
+pub mod seccomp;
+mod syscalls;
+pub mod userns;

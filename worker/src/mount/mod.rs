@@ -5,4 +5,7 @@ pub mod mounter;
 pub mod dirs;
 pub mod erofs;
 
+pub mod overlay;
+pub(crate) mod special;
+
 pub use mounter::{MountError, Mounter};

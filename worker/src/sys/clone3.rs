@@ -58,6 +58,11 @@ pub struct Cloned {
     pub pidfd: OwnedFd,
 }
 
+/// Proof that the code runs in a process made by [`clone3`], alone in its memory and on its way to `execve`: what would
+/// pull the rug from under other code (closing its descriptors) is harmless there.
+#[derive(Debug)]
+pub struct InChild(());
+
 /// Makes a copy of the calling process, as `fork` does, with a single thread, in new namespaces; `child` is all that
 /// runs in it.
 ///
@@ -66,7 +71,7 @@ pub struct Cloned {
 pub fn clone3(
     namespaces: u64,
     cgroup: Option<BorrowedFd<'_>>,
-    child: &mut dyn FnMut() -> std::convert::Infallible,
+    child: &mut dyn FnMut(InChild) -> std::convert::Infallible,
 ) -> Result<Cloned, Errno> {
     let mut pidfd: libc::c_int = -1;
     let mut args = CloneArgs {
@@ -83,7 +88,7 @@ pub fn clone3(
     // its own copy of the stack and goes on from here.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
-        child();
+        child(InChild(()));
     }
     let pid = Pid::from_raw(pid as i32).expect("clone3 gave the parent a number above zero");
     // SAFETY: the kernel wrote a new descriptor there that nobody else owns.

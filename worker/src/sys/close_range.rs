@@ -8,14 +8,11 @@
 use rustix::io::Errno;
 
 use super::check;
+use super::clone3::InChild;
 
-/// Closes every descriptor from `first` on, whoever opened it.
-///
-/// # Safety
-///
-/// No owned or borrowed descriptor of that range may be used (or dropped) afterwards. That holds in a process that is
-/// about to `execve`.
-pub unsafe fn close_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: the call takes numbers only; that the descriptors are not used again is the caller's promise.
+/// Closes every descriptor from `first` on, whoever opened it. Nothing that owns or borrows one may be used afterwards.
+pub fn close_from(_: &InChild, first: u32) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers only. Descriptors vanish under their owners, but the process is a clone that is
+    // about to execve, and none of them is used again.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }

@@ -4,6 +4,7 @@
 //! borrowed. All of them may be called between `clone3` and `execve`: none allocates, locks or touches `errno`'s users.
 #![expect(unsafe_code, reason = "raw system calls live here and nowhere else")]
 
+pub mod async_fd;
 pub mod clone3;
 pub mod close_range;
 pub mod execve;
