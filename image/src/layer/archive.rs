@@ -367,8 +367,8 @@ impl<R: Read> TarReader<R> {
         let skipped =
             io::copy(&mut (&mut self.input).take(length), &mut io::sink()).map_err(ReadError::Read)?;
         self.position += skipped;
-        // Some writers leave the padding of the last file out.
-        if skipped < self.data {
+        // Some writers leave the padding of the last file out, but none writes a part of it.
+        if skipped != length && skipped != self.data {
             return Err(ReadError::Truncated { offset: self.position });
         }
         (self.data, self.padding) = (0, 0);

@@ -329,3 +329,183 @@ fn content_digest(entries: &[Entry]) -> ContentDigest {
     hasher.update(&buffer);
     ContentDigest(*hasher.finalize().as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Digest;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        Entry { path: path.into(), kind, mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: BTreeMap::new() }
+    }
+
+    fn directory(path: &str) -> Entry {
+        entry(path, Kind::Directory { opaque: false, implied: false })
+    }
+
+    fn file(path: &str) -> Entry {
+        entry(path, Kind::File { size: 3, offset: 512, content: ContentDigest::of(b"abc") })
+    }
+
+    fn index(entries: Vec<Entry>) -> Result<LayerIndex, IndexError> {
+        LayerIndex::new(entries, DiffId(Digest::of(b"tar")), 2048)
+    }
+
+    fn sample() -> LayerIndex {
+        let entries = vec![
+            directory(""),
+            directory("a"),
+            directory("a/b"),
+            file("a/b/c"),
+            entry("a/b.d", Kind::Fifo),
+            directory("a/e"),
+            file("a.f"),
+            entry("g", Kind::Hardlink { target: "a/b/c".into() }),
+        ];
+        index(entries).unwrap()
+    }
+
+    #[test]
+    fn a_directorys_descendants_follow_it() {
+        let index = sample();
+        let paths =
+            |entries: Vec<&Entry>| entries.iter().map(|entry| entry.path.to_string()).collect::<Vec<_>>();
+        assert_eq!(paths(index.descendants(b"a").iter().collect()), ["a/b", "a/b/c", "a/b.d", "a/e"]);
+        assert_eq!(paths(index.children(b"a").collect()), ["a/b", "a/b.d", "a/e"]);
+        assert_eq!(paths(index.children(b"").collect()), ["a", "a.f", "g"]);
+        assert_eq!(index.descendants(b"").len(), 7);
+        for nothing in [&b"a.f"[..], b"a/e", b"none", b"a/b/"] {
+            assert!(index.children(nothing).next().is_none(), "{}", nothing.as_bstr());
+        }
+        for entry in index.entries() {
+            assert_eq!(index.get(&entry.path), Some(entry));
+        }
+        assert_eq!(index.get(b"a/b/x"), None);
+    }
+
+    #[test]
+    fn what_breaks_an_indexs_promises_is_refused() {
+        let link = |path: &str, target: &str| entry(path, Kind::Hardlink { target: target.into() });
+        for (entries, problem) in [
+            (vec![], "the root is missing"),
+            (vec![file("a")], "must be the root"),
+            (vec![entry("", Kind::Fifo)], "must be the root"),
+            (vec![directory(""), file("b"), file("a")], "not in order"),
+            (vec![directory(""), file("a"), file("a")], "not in order"),
+            (vec![directory(""), file("a.b"), directory("a")], "not in order"),
+            (vec![directory(""), file("a/b")], "its parent"),
+            (vec![directory(""), file("a"), file("a/b")], "its parent"),
+            (vec![directory(""), directory("a"), directory("b"), file("b/c/d")], "its parent"),
+            (vec![directory(""), file("a/../b")], "normal form"),
+            (vec![directory(""), file("/a")], "normal form"),
+            (vec![directory(""), link("a", "b"), file("b")], "not a file before it"),
+            (vec![directory(""), directory("a"), link("b", "a")], "not a file before it"),
+            (vec![directory(""), link("b", "../a")], "normal form"),
+            (
+                vec![
+                    directory(""),
+                    entry("a", Kind::File { size: 3, offset: 513, content: ContentDigest([0; 32]) }),
+                ],
+                "not in the tar",
+            ),
+            (
+                vec![
+                    directory(""),
+                    entry("a", Kind::File { size: 2000, offset: 512, content: ContentDigest([0; 32]) }),
+                ],
+                "not in the tar",
+            ),
+            (
+                vec![
+                    directory(""),
+                    entry("a", Kind::File { size: u64::MAX, offset: 512, content: ContentDigest([0; 32]) }),
+                ],
+                "not in the tar",
+            ),
+            (vec![Entry { mode: 0o10000, ..directory("") }], "permission bits"),
+        ] {
+            let error = index(entries).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn content_is_all_that_a_tree_shows_and_nothing_else() {
+        let sample = sample();
+        let changed = |change: &dyn Fn(&mut Entry)| {
+            let mut entries = sample.entries().to_vec();
+            change(&mut entries[3]);
+            LayerIndex::new(entries, DiffId(Digest::of(b"other")), 4096).unwrap().content()
+        };
+        for same in [&(|entry: &mut Entry| entry.mtime = 7) as &dyn Fn(&mut Entry), &|entry| {
+            entry.kind = Kind::File { size: 3, offset: 1024, content: ContentDigest::of(b"abc") };
+        }] {
+            assert_eq!(changed(same), sample.content());
+        }
+        let different: [&dyn Fn(&mut Entry); 6] = [
+            &|entry| entry.mode = 0o700,
+            &|entry| entry.uid = 1,
+            &|entry| entry.gid = 1,
+            &|entry| drop(entry.xattrs.insert("user.a".into(), "".into())),
+            &|entry| entry.kind = Kind::File { size: 3, offset: 512, content: ContentDigest::of(b"abd") },
+            &|entry| entry.path = "a/b/d".into(),
+        ];
+        let mut seen: Vec<ContentDigest> = different
+            .iter()
+            .map(|change| {
+                let mut entries = sample.entries().to_vec();
+                // Only its own content: a link to it would change as well.
+                entries.pop();
+                change(&mut entries[3]);
+                index(entries).unwrap().content()
+            })
+            .collect();
+        seen.push(sample.content());
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), different.len() + 1);
+    }
+
+    #[test]
+    fn the_format_and_the_content_digest_are_pinned() {
+        // When this fails, indexes on disk or cache keys would change their meaning: bump the version in `MAGIC`, or the
+        // one in `content_digest`.
+        let index = sample();
+        assert_eq!(
+            ContentDigest::of(&index.to_bytes()).hex(),
+            "ba20f1c31ba81942d559833f127b816e2af3b8a1a6a5f2d0796ea67007fff053"
+        );
+        assert_eq!(index.content().hex(), "4ae75195b90218cee6086a13daa00d6c5553ca0cce63d8266cc81dabd3bb7683");
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let bytes = sample().to_bytes();
+        assert_eq!(LayerIndex::from_bytes(&bytes), Ok(sample()));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(LayerIndex::from_bytes(&damaged).is_err(), "byte {at}");
+            assert!(LayerIndex::from_bytes(&bytes[..at]).is_err(), "length {at}");
+        }
+        assert_eq!(LayerIndex::from_bytes(b"rbuild layer index 2\n"), Err(IndexError::Version));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_behind_a_right_checksum_give_an_index_or_an_error(body in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let bytes = [MAGIC, blake3::hash(&body).as_bytes(), &body].concat();
+            let _ = LayerIndex::from_bytes(&bytes);
+        }
+
+        #[test]
+        fn paths_are_compared_by_components(a in "[a-c./!]{0,6}", b in "[a-c./!]{0,6}") {
+            let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
+            prop_assert_eq!(path_cmp(a.as_bytes(), b.as_bytes()), parts(&a).cmp(&parts(&b)));
+        }
+    }
+}
