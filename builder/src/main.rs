@@ -54,6 +54,10 @@ fn run(cli: cli::Cli) -> Result<(), Failure> {
         Command::Tag(args) => commands::images::tag(&session, &args),
         Command::History(args) => commands::images::history(&session, &args),
         Command::Inspect(args) => commands::images::inspect(&session, &args),
+        Command::Save(args) => commands::archive::save(&session, &args),
+        Command::Load(args) => commands::archive::load(&session, &args),
+        Command::Du(args) => commands::housekeeping::du(&session, &args),
+        Command::Prune(args) => commands::housekeeping::prune(&session, &args),
         Command::Completion(args) => commands::completion(&args),
         other => Err(Failure::usage(format!("not built yet: {other:?}"))),
     }

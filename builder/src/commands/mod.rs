@@ -1,5 +1,7 @@
 //! What each command does.
 
+pub(crate) mod archive;
+pub(crate) mod housekeeping;
 pub(crate) mod images;
 
 use std::io::{self, Write};
