@@ -9,6 +9,8 @@ mod context;
 mod environment;
 mod export;
 mod failure;
+#[allow(dead_code, reason = "not every view is reachable until builds run")]
+mod progress;
 mod registry;
 mod request;
 mod resolver;
