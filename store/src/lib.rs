@@ -18,6 +18,7 @@ pub mod layer;
 pub mod lease;
 pub mod lock;
 pub mod pool;
+pub mod push;
 pub mod record;
 pub mod registry;
 pub mod root;

@@ -123,7 +123,7 @@ async fn push_made(
     target: &Reference,
     bytes: &[u8],
 ) -> Result<(Digest, u64, Pushed), RegistryError> {
-    client.push_source(target, Arc::new(Made(Arc::new(bytes.to_vec()))), &Progress::none()).await
+    client.push_source(target, Arc::new(Made(Arc::new(bytes.to_vec()))), false, &Progress::none()).await
 }
 
 // Pulling.
@@ -878,7 +878,8 @@ fn data_that_cannot_be_made_is_our_error() {
     let client = Client::new(config());
     let target = reference(&registry, "a");
     run(async {
-        let error = client.push_source(&target, Arc::new(Broken), &Progress::none()).await.unwrap_err();
+        let error =
+            client.push_source(&target, Arc::new(Broken), false, &Progress::none()).await.unwrap_err();
         assert!(error.to_string().contains("disk on fire"), "{error}");
         assert_eq!(error.class(), Class::Local);
         let descriptor = Descriptor::new("", Digest::of(b"abcdef"), 6);

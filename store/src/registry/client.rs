@@ -42,7 +42,7 @@ struct Shared {
     // Made at first use: reading the root certificates takes milliseconds.
     http: Mutex<HashMap<Profile, reqwest::Client>>,
     authorities: Mutex<HashMap<String, Arc<Authority>>>,
-    transfers: Mutex<HashMap<String, Arc<Semaphore>>>,
+    transfers: Mutex<HashMap<(String, Way), Arc<Semaphore>>>,
     // Insecure registries that turned out to speak HTTPS or not.
     probed: Mutex<HashMap<String, bool>>,
 }
@@ -101,6 +101,13 @@ enum Profile {
     Registry(String),
     /// Whatever certificate.
     Unverified,
+}
+
+/// Where a blob goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    Pull,
+    Push,
 }
 
 /// How long to wait for an answer's headers.
@@ -272,11 +279,12 @@ impl Client {
         Arc::clone(lock(&self.shared.authorities).entry(key).or_insert_with(Authority::new))
     }
 
-    /// Waits for one of the endpoint's transfer slots.
-    pub(super) async fn transfer(&self, endpoint: &Endpoint) -> OwnedSemaphorePermit {
+    /// Waits for one of the endpoint's transfer slots. Pulls and pushes have their own: a blob that is passed on within
+    /// a registry needs one of each.
+    pub(super) async fn transfer(&self, endpoint: &Endpoint, way: Way) -> OwnedSemaphorePermit {
         let slots = Arc::clone(
             lock(&self.shared.transfers)
-                .entry(endpoint.base.origin().ascii_serialization())
+                .entry((endpoint.base.origin().ascii_serialization(), way))
                 .or_insert_with(|| Arc::new(Semaphore::new(self.shared.config.transfers.max(1)))),
         );
         slots.acquire_owned().await.expect("the semaphore is never closed")

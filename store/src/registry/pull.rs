@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Client;
 use super::auth::Scopes;
-use super::client::{BodyError, Endpoint, Fault, Request, Stall, is_worth_another_try, limited_body};
+use super::client::{BodyError, Endpoint, Fault, Request, Stall, Way, is_worth_another_try, limited_body};
 use super::error::{NetworkCause, RegistryError, redacted};
 use super::retry::{Backoff, is_transient};
 
@@ -208,7 +208,7 @@ impl Client {
         descriptor: &Descriptor,
         retry: bool,
     ) -> Result<BlobStream, RegistryError> {
-        let permit = self.transfer(&endpoint).await;
+        let permit = self.transfer(&endpoint, Way::Pull).await;
         let mut stream = BlobStream {
             client: self.clone(),
             backoff: Backoff::new(&self.config().timing, Instant::now()),

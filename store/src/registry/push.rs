@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::auth::Scopes;
-use super::client::{Endpoint, Fault, Patience, Payload, Request, is_worth_another_try};
+use super::client::{Endpoint, Fault, Patience, Payload, Request, Way, is_worth_another_try};
 use super::error::{RegistryError, redacted};
 use super::pull::content_digest;
 use super::retry::{Backoff, is_transient};
@@ -122,7 +122,7 @@ impl Client {
         progress: &Progress,
     ) -> Result<Pushed, RegistryError> {
         let endpoint = self.origin(&target.registry).await?;
-        let _slot = self.transfer(&endpoint).await;
+        let _slot = self.transfer(&endpoint, Way::Push).await;
         if !certain && self.has_blob_at(&endpoint, target, &descriptor.digest).await? {
             return Ok(Pushed::Existed);
         }
@@ -152,20 +152,21 @@ impl Client {
 
     /// Uploads what `source` makes while it makes it. Returns what it was.
     ///
-    /// What fits into one chunk is only sent if the repository does not have it.
+    /// What fits into one chunk is only sent if the repository does not have it; with `certain`, its word is not asked for.
     pub async fn push_source(
         &self,
         target: &Reference,
         source: Arc<dyn Source>,
+        certain: bool,
         progress: &Progress,
     ) -> Result<(Digest, u64, Pushed), RegistryError> {
         let endpoint = self.origin(&target.registry).await?;
-        let _slot = self.transfer(&endpoint).await;
+        let _slot = self.transfer(&endpoint, Way::Push).await;
         let mut maker = Maker::new(source.open());
         let first = maker.chunk(CHUNK).await?;
         if let Some((digest, size)) = maker.end {
             let descriptor = Descriptor::new("", digest, size);
-            if self.has_blob_at(&endpoint, target, &digest).await? {
+            if !certain && self.has_blob_at(&endpoint, target, &digest).await? {
                 return Ok((digest, size, Pushed::Existed));
             }
             let pushed =
