@@ -96,6 +96,14 @@ pub enum RootError {
         /// What its `version` file says.
         found: String,
     },
+    /// On a network file system locks and the database's shared memory do not hold what they promise.
+    #[error("could not use {} as state directory: it lies on {kind}; a local file system is needed", path.display())]
+    Network {
+        /// The directory.
+        path: PathBuf,
+        /// Which file system.
+        kind: &'static str,
+    },
     /// There are files in it that are not ours.
     #[error("could not use {} as state directory: it is neither empty nor made by rbuild", path.display())]
     Foreign {
@@ -221,6 +229,10 @@ impl Root {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(&path)?,
             Err(error) => return Err(RootError::io("read", &version)(error)),
+        }
+        let stat = rustix::fs::statfs(&path).map_err(|error| RootError::io("read", &path)(error.into()))?;
+        if let Some(kind) = network(stat.f_type) {
+            return Err(RootError::Network { path, kind });
         }
         let epoch = Epoch::now(&path).map_err(RootError::io("read", &path))?;
         let root = Self {
@@ -485,6 +497,19 @@ fn check_owner(path: &Path, meta: &fs::Metadata) -> Result<(), RootError> {
     Ok(())
 }
 
+/// The name of a network file system with this magic number (statfs(2)).
+fn network(magic: rustix::fs::FsWord) -> Option<&'static str> {
+    // The field's width differs by architecture; the number has 32 bits.
+    match magic as u32 {
+        0x6969 => Some("NFS"),
+        0xff53_4d42 | 0xfe53_4d42 | 0x517b => Some("SMB"),
+        0x0102_1997 => Some("9p"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        _ => None,
+    }
+}
+
 /// Fills an empty directory. Two processes may do it at once.
 fn create(path: &Path) -> Result<(), RootError> {
     const DIRS: [&str; 7] = ["blobs", "layers", "mounts", "locks", "processes", "stat", "tmp"];
@@ -594,6 +619,14 @@ pub(crate) mod tests {
         assert!(alive.path().exists());
         assert_eq!(names(&other.path().join("tmp")).len(), 1);
         assert_eq!(names(&other.path().join("processes")).len(), 1);
+    }
+
+    #[test]
+    fn network_file_systems_are_known_by_their_magic() {
+        assert_eq!(network(0x6969), Some("NFS"));
+        for local in [0xef53, 0x0102_1994, 0x5846_5342] {
+            assert_eq!(network(local), None);
+        }
     }
 
     #[test]
