@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bstr::{BStr, BString, ByteSlice};
 use image::ContentDigest;
 use image::layer::write::WriteError;
 use image::layer::{Data, Entry, Kind, LayerIndex, LayerWriter};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::inside;
@@ -118,17 +118,17 @@ pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, 
         entries: Vec::new(),
         unchanged: Vec::new(),
     };
-    let mut todo = vec![(BString::default(), upper_names(upper, b"")?)];
+    let mut levels = vec![Level::open(upper, BString::default())?];
     // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
     // BuildKit either.
-    while let Some((dir, names)) = todo.last_mut() {
-        let Some(name) = names.pop() else {
-            let (dir, _) = todo.pop().expect("it was just looked at");
+    while let Some(level) = levels.last_mut() {
+        let Some(name) = level.names.pop() else {
+            let done = levels.pop().expect("it was just looked at");
             // Nothing below it changed, and it did not either.
-            scan.unchanged.retain(|entry| entry.path != dir);
+            scan.unchanged.retain(|entry| entry.path != done.path);
             continue;
         };
-        let mut path = dir.clone();
+        let mut path = level.path.clone();
         if !path.is_empty() {
             path.push(b'/');
         }
@@ -136,20 +136,40 @@ pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, 
         if scan.stubs.contains_key(path.as_bstr()) {
             continue;
         }
-        if scan.add(upper, path.as_bstr())? {
-            todo.push((path.clone(), upper_names(upper, &path)?));
+        if scan.add(level.dir(upper)?, name.as_bstr(), path.as_bstr())? {
+            // One open directory at a time: trees are deeper than a process may have descriptors.
+            level.dir = None;
+            levels.push(Level::open(upper, path)?);
         }
     }
     Ok(scan.entries)
 }
 
-/// The names in a directory, the first one last.
-fn upper_names(upper: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<BString>, DiffError> {
-    let mut names = inside::open_dir(upper, path)
-        .and_then(|dir| inside::list(dir.as_fd()))
-        .map_err(|source| DiffError::Read { path: path.into(), source })?;
-    names.reverse();
-    Ok(names)
+/// A directory being gone through.
+struct Level {
+    path: BString,
+    dir: Option<OwnedFd>,
+    // Those to come, the next one last.
+    names: Vec<BString>,
+}
+
+impl Level {
+    fn open(upper: BorrowedFd<'_>, path: BString) -> Result<Self, DiffError> {
+        let mut level = Self { path, dir: None, names: Vec::new() };
+        let names = inside::list(level.dir(upper)?);
+        level.names = names.map_err(|source| DiffError::Read { path: level.path.clone(), source })?;
+        level.names.reverse();
+        Ok(level)
+    }
+
+    fn dir(&mut self, upper: BorrowedFd<'_>) -> Result<BorrowedFd<'_>, DiffError> {
+        if self.dir.is_none() {
+            let dir = inside::open_dir(upper, &self.path)
+                .map_err(|source| DiffError::Read { path: self.path.clone(), source })?;
+            self.dir = Some(dir);
+        }
+        Ok(self.dir.as_ref().expect("it was just opened").as_fd())
+    }
 }
 
 struct Scan<'a> {
@@ -163,11 +183,10 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Adds what is at `path`; `true` if it is a directory to go into.
-    fn add(&mut self, upper: BorrowedFd<'_>, path: &BStr) -> Result<bool, DiffError> {
+    /// Adds what is at `path`, which is `name` in `dir`; `true` if it is a directory to go into.
+    fn add(&mut self, dir: BorrowedFd<'_>, name: &BStr, path: &BStr) -> Result<bool, DiffError> {
         let error = |source| DiffError::Read { path: path.into(), source };
-        let fd = inside::open(upper, path, OFlags::PATH, Mode::empty()).map_err(error)?;
-        let stat = rustix::fs::fstat(&fd).map_err(error)?;
+        let stat = rustix::fs::statat(dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Socket {
             tracing::warn!("left the socket {path:?} out of the layer");
@@ -196,7 +215,7 @@ impl Scan<'_> {
             return Ok(false);
         }
         let mut opaque = false;
-        for (name, value) in inside::xattrs(fd.as_fd()).map_err(error)? {
+        for (name, value) in inside::xattrs_at(dir, name).map_err(error)? {
             match name.strip_prefix(self.options.marks.prefix().as_bytes()) {
                 Some(b"opaque") => opaque = value == "y",
                 // A deletion on a file system without devices; only those of the directory are looked at by overlayfs.
@@ -221,7 +240,10 @@ impl Scan<'_> {
             },
             FileType::Directory => Kind::Directory { opaque, implied: false },
             FileType::Symlink => Kind::Symlink {
-                target: rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(error)?.into_bytes().into(),
+                target: rustix::fs::readlinkat(dir, name.as_bytes(), Vec::new())
+                    .map_err(error)?
+                    .into_bytes()
+                    .into(),
             },
             FileType::CharacterDevice => Kind::CharDevice { major, minor },
             FileType::BlockDevice => Kind::BlockDevice { major, minor },

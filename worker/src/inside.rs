@@ -95,10 +95,31 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> String {
 /// has none.
 pub fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(BString, BString)>> {
     let path = proc_path(fd);
+    // Following the link in /proc, and not one further.
+    read_xattrs(
+        |names| rustix::fs::listxattr(&*path, rustix::buffer::spare_capacity(names)),
+        |name, value| rustix::fs::getxattr(&*path, name, rustix::buffer::spare_capacity(value)),
+    )
+}
+
+/// The same for the file `name` in a directory, without opening it; of the link if it is one.
+pub fn xattrs_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<(BString, BString)>> {
+    // There is no call that takes a descriptor and a name before Linux 6.13.
+    let path = [proc_path(dir).as_bytes(), b"/", name].concat();
+    read_xattrs(
+        |names| rustix::fs::llistxattr(&*path, rustix::buffer::spare_capacity(names)),
+        |name, value| rustix::fs::lgetxattr(&*path, name, rustix::buffer::spare_capacity(value)),
+    )
+}
+
+fn read_xattrs(
+    list: impl Fn(&mut Vec<u8>) -> Result<usize>,
+    get: impl Fn(&[u8], &mut Vec<u8>) -> Result<usize>,
+) -> Result<Vec<(BString, BString)>> {
     // Nearly every file has none or one, so the small buffer nearly always does.
     let mut names: Vec<u8> = Vec::with_capacity(256);
     loop {
-        match rustix::fs::listxattr(&*path, rustix::buffer::spare_capacity(&mut names)) {
+        match list(&mut names) {
             Ok(_) => break,
             Err(Errno::RANGE) if names.capacity() < MAX_XATTR => names.reserve(MAX_XATTR),
             Err(Errno::NOTSUP) => return Ok(Vec::new()),
@@ -109,7 +130,7 @@ pub fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(BString, BString)>> {
     for name in names.split_str(b"\0").filter(|name| !name.is_empty()) {
         let mut value: Vec<u8> = Vec::with_capacity(256);
         loop {
-            match rustix::fs::getxattr(&*path, name, rustix::buffer::spare_capacity(&mut value)) {
+            match get(name, &mut value) {
                 Ok(_) => {
                     found.push((BString::from(name), BString::from(value)));
                     break;
