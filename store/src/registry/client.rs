@@ -673,17 +673,20 @@ pub(super) fn is_worth_another_try(error: &RegistryError, connects: &mut u32) ->
 fn is_certificate_error(error: &reqwest::Error) -> bool {
     let mut source: Option<&(dyn Error + 'static)> = Error::source(error);
     while let Some(cause) = source {
-        // An io::Error hides the error it wraps from `source`.
-        let inner = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-            .map(|inner| inner as &(dyn Error + 'static));
-        for candidate in [Some(cause), inner].into_iter().flatten() {
-            if let Some(tls) = candidate.downcast_ref::<rustls::Error>() {
-                return !matches!(tls, rustls::Error::HandshakeNotComplete);
-            }
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return matches!(
+                tls,
+                rustls::Error::InvalidCertificate(_)
+                    | rustls::Error::NoCertificatesPresented
+                    | rustls::Error::AlertReceived(_)
+                    | rustls::Error::PeerIncompatible(_)
+            );
         }
-        source = inner.and_then(Error::source).or_else(|| cause.source());
+        // An io::Error hides the error it wraps from `source`, and here it may wrap another one.
+        source = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
     }
     false
 }
