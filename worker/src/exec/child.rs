@@ -49,8 +49,6 @@ pub(super) struct Setup {
     pub(super) parent: Option<OwnedFd>,
     /// The child's end.
     pub(super) report: Option<OwnedFd>,
-    /// `cgroup.procs` files to join by writing to them.
-    pub(super) cgroups: Vec<OwnedFd>,
     pub(super) own_network: bool,
     pub(super) hostname: Vec<u8>,
     pub(super) root: Files,
@@ -156,9 +154,6 @@ fn build(child: &InChild, setup: &mut Setup) -> Result<Infallible, Failure> {
     signal::reset();
     // Modes are given in full below.
     umask(Mode::empty());
-    for cgroup in &setup.cgroups {
-        write(cgroup, b"0").at(Phase::Cgroup)?;
-    }
     // Nothing mounted here is seen outside, and nothing from outside comes in.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Phase::Private)?;
     if setup.own_network {

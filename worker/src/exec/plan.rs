@@ -153,7 +153,7 @@ pub struct Plan {
     pub limits: Vec<Limit>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
-    /// Parent cgroup, as the user named it.
+    /// Parent cgroup, as the user named it. Not used: see `isolate::cgroup`.
     pub cgroup_parent: Option<String>,
 }
 

@@ -23,7 +23,6 @@ use super::target::Kind;
 #[repr(u8)]
 pub(super) enum Phase {
     Parent,
-    Cgroup,
     Private,
     Loopback,
     Hostname,
@@ -51,9 +50,8 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 25] = [
         Self::Parent,
-        Self::Cgroup,
         Self::Private,
         Self::Loopback,
         Self::Hostname,

@@ -21,10 +21,9 @@ use super::report::{self, Failure, Message, Phase, above_standard};
 use super::skeleton;
 use super::stub::Place;
 use super::wait::{Child, Output};
-use crate::isolate::cgroup::Cgroup;
 use crate::isolate::limits::clamp;
 use crate::isolate::userns::Ids;
-use crate::isolate::{caps, masks, seccomp};
+use crate::isolate::{caps, cgroup, masks, seccomp};
 use crate::mount::overlay::{Overlay, OverlayError};
 use crate::sys::async_fd;
 use crate::sys::clone3::{self, clone3};
@@ -151,13 +150,9 @@ pub async fn spawn(plan: &Plan, stdio: Stdio) -> Result<Child, SpawnError> {
     let ids = Ids::current();
     let (parent, child) = report::channel().map_err(SpawnError::Prepare)?;
     let (standard, output) = standard(stdio)?;
-    let cgroup = Cgroup::for_steps();
     let mut setup = prepare(plan, &ids, standard)?;
     setup.parent = Some(parent);
     setup.report = Some(child);
-    if let Some(cgroup) = &cgroup {
-        setup.cgroups = cgroup.open_for_joining();
-    }
 
     let mut namespaces = clone3::NEWNS | clone3::NEWPID | clone3::NEWIPC | clone3::NEWUTS;
     if plan.network == Network::None {
@@ -167,13 +162,12 @@ pub async fn spawn(plan: &Plan, stdio: Stdio) -> Result<Child, SpawnError> {
         namespaces |= clone3::NEWCGROUP;
     }
     let place = place(plan);
-    let oom_before = cgroup.as_ref().map_or_else(crate::isolate::cgroup::host_oom_kills, Cgroup::oom_kills);
+    let oom_before = cgroup::oom_kills();
     let started = Instant::now();
     let cloned =
-        clone3(namespaces, None, &mut |child| child::run(&child, &mut setup)).map_err(SpawnError::Clone)?;
+        clone3(namespaces, &mut |child| child::run(&child, &mut setup)).map_err(SpawnError::Clone)?;
     // From here on the process is killed if this future is dropped.
-    let mut process =
-        Child::new(cloned, output, place, started, cgroup, oom_before).map_err(SpawnError::Prepare)?;
+    let mut process = Child::new(cloned, output, place, started, oom_before).map_err(SpawnError::Prepare)?;
     let parent = setup.parent.take();
     // Closes our copy of the child's end, and all that only the child needs.
     drop(setup);
@@ -230,13 +224,12 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
     Ok(Setup {
         parent: None,
         report: None,
-        cgroups: Vec::new(),
         own_network: plan.network == Network::None,
         hostname: plan.hostname.clone().into_bytes(),
         root,
         read_only_root,
         mounts,
-        cgroup2: crate::isolate::cgroup::is_unified(),
+        cgroup2: cgroup::is_unified(),
         shm_size: number(plan.shm_size),
         tty_group: ids.has_group(5),
         cwd: c_string(&plan.cwd)?,
@@ -420,7 +413,6 @@ fn explain(plan: &Plan, Failure { phase, index, errno }: Failure) -> SpawnError 
     let target = || plan.mounts.get(index).map_or("", |mount| mount.target.as_str());
     let what = match phase {
         Phase::Parent => return SpawnError::Died,
-        Phase::Cgroup => "join the step's cgroup".to_owned(),
         Phase::Private => "detach the mounts of the step from the host's".to_owned(),
         Phase::Loopback => "bring up the loopback interface".to_owned(),
         Phase::Hostname => format!("set the host name {:?}", plan.hostname),

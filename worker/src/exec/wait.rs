@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::report::Stub;
 use super::stub::{self, Place};
-use crate::isolate::cgroup::{self, Cgroup};
+use crate::isolate::cgroup;
 use crate::sys::async_fd;
 use crate::sys::clone3::Cloned;
 use crate::sys::pidfd::send_signal;
@@ -28,7 +28,6 @@ pub struct Child {
     pub(super) stubs: Vec<Stub>,
     place: Option<(PathBuf, Place)>,
     started: Instant,
-    cgroup: Option<Cgroup>,
     oom_before: u64,
     // Set once the process has been waited for.
     exit: Option<Exit>,
@@ -77,7 +76,6 @@ impl Child {
         output: Option<Output>,
         place: Option<(PathBuf, Place)>,
         started: Instant,
-        cgroup: Option<Cgroup>,
         oom_before: u64,
     ) -> Result<Self, Errno> {
         let pidfd = match async_fd::readable(cloned.pidfd) {
@@ -96,7 +94,6 @@ impl Child {
             stubs: Vec::new(),
             place,
             started,
-            cgroup,
             oom_before,
             exit: None,
         })
@@ -191,8 +188,7 @@ impl Child {
         };
         // A shell tells of its child's death by SIGKILL with code 137.
         let killed = matches!(status, Status::Signal(libc::SIGKILL) | Status::Code(137));
-        let oom_kills = || self.cgroup.as_ref().map_or_else(cgroup::host_oom_kills, Cgroup::oom_kills);
-        let out_of_memory = killed && oom_kills() > self.oom_before;
+        let out_of_memory = killed && cgroup::oom_kills() > self.oom_before;
         self.exit = Some(Exit { status, out_of_memory, used, wall });
         if let Some((base, place)) = &self.place {
             stub::remove(base, *place, &self.stubs);

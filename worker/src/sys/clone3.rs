@@ -5,7 +5,7 @@
 //! ```
 //! <https://man7.org/linux/man-pages/man2/clone3.2.html>
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -29,10 +29,8 @@ pub const NEWNET: u64 = libc::CLONE_NEWNET as u64;
 
 /// Handled signals get their default action in the child (Linux 5.5): no handler of the parent runs in it.
 const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-/// The child starts in the cgroup of `clone_args.cgroup` (Linux 5.7).
-const INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// `struct clone_args` up to its third version (`CLONE_ARGS_SIZE_VER2`).
+/// `struct clone_args`, first version (`CLONE_ARGS_SIZE_VER0`).
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -44,9 +42,6 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
 }
 
 /// A process that `clone3` made.
@@ -70,7 +65,6 @@ pub struct InChild(());
 /// allocate nor lock, only make system calls, and it never returns.
 pub fn clone3(
     namespaces: u64,
-    cgroup: Option<BorrowedFd<'_>>,
     child: &mut dyn FnMut(InChild) -> std::convert::Infallible,
 ) -> Result<Cloned, Errno> {
     let mut pidfd: libc::c_int = -1;
@@ -80,10 +74,6 @@ pub fn clone3(
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    if let Some(cgroup) = cgroup {
-        args.flags |= INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-    }
     // SAFETY: `args` is a valid `clone_args` of the size given and outlives the call. Without CLONE_VM the child has
     // its own copy of the stack and goes on from here.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
