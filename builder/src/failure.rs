@@ -9,8 +9,10 @@ use image::reference::DOCKER_HUB;
 use store::archive::ArchiveError;
 use store::compress::CompressError;
 use store::error::StoreError;
+use store::push::PushError;
 use store::registry::{CredentialsError, RegistryError};
 use store::root::RootError;
+use worker::source::image::PullError;
 use worker::source::resolve::ImageError;
 
 /// Why a command failed.
@@ -168,6 +170,23 @@ impl From<ImageError> for Failure {
     }
 }
 
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
+        Self::with(pull(&error), &error)
+    }
+}
+
+impl From<PushError> for Failure {
+    fn from(error: PushError) -> Self {
+        let (class, hint) = match &error {
+            PushError::Registry { source, .. } => registry(source),
+            PushError::Unknown(_) => (Class::Internal, Some("pull or build the image again".to_owned())),
+            PushError::Store(error) => store(error),
+        };
+        Self::with((class, hint), &error)
+    }
+}
+
 impl Failure {
     /// The failure of an image that a Dockerfile names and that could not be had.
     pub(crate) fn from_image(error: &ImageError) -> Self {
@@ -227,6 +246,18 @@ fn image(error: &ImageError) -> (Class, Option<String>) {
         ImageError::NotHere(_) | ImageError::Platform { .. } => (Class::Usage, None),
         ImageError::Config { .. } | ImageError::Nested(_) => (Class::Network, None),
         ImageError::NotImage => (Class::Internal, None),
+    }
+}
+
+/// The class of a layer that could not be pulled, and what to do about it.
+fn pull(error: &PullError) -> (Class, Option<String>) {
+    match error {
+        PullError::Unknown(_) => (Class::Internal, Some("pull or build the image again".to_owned())),
+        PullError::Registry { source, .. } => registry(source),
+        PullError::Store { source, .. } => store(source),
+        PullError::Here(error) => store(error),
+        PullError::Foreign { .. } => (Class::Dockerfile, Some("use another base image".to_owned())),
+        PullError::Thread { .. } => (Class::Host, None),
     }
 }
 

@@ -11,6 +11,7 @@ mod export;
 mod failure;
 #[allow(dead_code, reason = "not every view is reachable until builds run")]
 mod progress;
+mod prompt;
 mod registry;
 mod request;
 mod resolver;
@@ -56,6 +57,10 @@ fn run(cli: cli::Cli) -> Result<(), Failure> {
         Command::Tag(args) => commands::images::tag(&session, &args),
         Command::History(args) => commands::images::history(&session, &args),
         Command::Inspect(args) => commands::images::inspect(&session, &args),
+        Command::Push(args) => commands::registry::push(&session, &args),
+        Command::Pull(args) => commands::registry::pull(&session, &args),
+        Command::Login(args) => commands::registry::login(&session, &args),
+        Command::Logout(args) => commands::registry::logout(&session, &args),
         Command::Save(args) => commands::archive::save(&session, &args),
         Command::Load(args) => commands::archive::load(&session, &args),
         Command::Du(args) => commands::housekeeping::du(&session, &args),

@@ -4,14 +4,18 @@ use std::io::{self, IsTerminal as _};
 
 use image::{Descriptor, Reference};
 use store::archive::{self, Content, Files, Loaded, Packing};
+use store::compress::{Algorithm, Compression};
+use store::registry::Progress;
 use store::root::Root;
+use worker::source::image::pull as pull_layers;
 
 use super::images::find;
-use super::{Session, print};
+use super::{Session, print, until_stopped};
 use crate::cli::{LoadArgs, SaveArgs};
 use crate::export::archive::{Format, write};
 use crate::export::file::Sink;
 use crate::failure::Failure;
+use crate::registry;
 
 /// `rbuild save`
 pub(crate) fn save(session: &Session, args: &SaveArgs) -> Result<(), Failure> {
@@ -22,8 +26,33 @@ pub(crate) fn save(session: &Session, args: &SaveArgs) -> Result<(), Failure> {
         _ => Format::Docker,
     };
     let sink = Sink::open(args.output.as_deref(), "-o FILE")?;
-    let content = Content::gather(&root, &together(images), Packing::AsIs)?;
+    let images = together(images);
+    fetch(session, &root, &images)?;
+    // A pulled layer whose compressed form was not kept goes as its tar, like those that were made here.
+    let tar = Compression { algorithm: Algorithm::None, level: 0 };
+    let content = Content::gather(&root, &images, Packing::Prefer(tar))?;
     write(&content, format, sink)
+}
+
+/// Gets the layers that no step has needed yet from where they are known to be.
+fn fetch(session: &Session, root: &Root, images: &[(Descriptor, Vec<Reference>)]) -> Result<(), Failure> {
+    let mut missing = Vec::new();
+    for (descriptor, _) in images {
+        for (_, manifest) in root.images().manifests(descriptor)? {
+            for diff_id in root.images().config(&manifest.config)?.rootfs.diff_ids {
+                if !root.layers().contains(&diff_id)? {
+                    missing.push(diff_id);
+                }
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let client = registry::client(&session.places)?;
+    session.runtime()?.block_on(until_stopped(async {
+        Ok(pull_layers(root, &client, &missing, |_| Progress::none()).await?)
+    }))
 }
 
 /// An image, and the name it gets in the archive: the one it was called by. Called by ID it has none, as in Docker.

@@ -3,10 +3,14 @@
 pub(crate) mod archive;
 pub(crate) mod housekeeping;
 pub(crate) mod images;
+pub(crate) mod registry;
+pub(crate) mod transfer;
 
 use std::io::{self, Write};
 
+use solver::cancel::Cancel;
 use store::root::Root;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, CompletionArgs};
 use crate::environment::Places;
@@ -22,6 +26,11 @@ impl Session {
     /// Opens the state directory.
     pub(crate) fn open(&self) -> Result<Root, Failure> {
         Ok(Root::open(&self.places.root)?)
+    }
+
+    /// A runtime on this thread, on which all waiting is done.
+    pub(crate) fn runtime(&self) -> Result<tokio::runtime::Runtime, Failure> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail(Class::Host)
     }
 }
 
@@ -41,4 +50,50 @@ pub(crate) fn completion(args: &CompletionArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "rbuild", &mut script);
     print(|out| out.write_all(&script))
+}
+
+/// Runs `work`, which is to stop soon when its token fires: that is at the first signal that means to stop. The second
+/// one ends the process at once; what that leaves, the next start sweeps.
+pub(crate) async fn until_interrupted<T, F: Future<Output = Result<T, Failure>>>(
+    work: impl FnOnce(Cancel) -> F,
+) -> Result<T, Failure> {
+    let cancel = Cancel::new();
+    let signals = async {
+        let (mut interrupt, mut terminate, mut hangup) = (
+            signal(SignalKind::interrupt()).or_fail(Class::Host)?,
+            signal(SignalKind::terminate()).or_fail(Class::Host)?,
+            signal(SignalKind::hangup()).or_fail(Class::Host)?,
+        );
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            if cancel.is_cancelled() {
+                return Err(Failure::new(Class::Cancelled, "cancelled"));
+            }
+            cancel.cancel();
+        }
+    };
+    tokio::select! {
+        biased;
+        result = work(cancel.clone()) => match result {
+            Err(_) if cancel.is_cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
+            result => result,
+        },
+        stopped = signals => stopped,
+    }
+}
+
+/// Runs `work`, which is dropped at the first signal that means to stop: for what leaves nothing half done.
+pub(crate) async fn until_stopped<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    until_interrupted(async |cancel| {
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = cancel.cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
+        }
+    })
+    .await
 }
