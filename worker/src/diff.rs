@@ -326,7 +326,7 @@ mod tests {
         Options { marks: Marks::Trusted, stubs, lower, latest_mtime: None }
     }
 
-    fn open(dir: &Path) -> std::os::fd::OwnedFd {
+    fn open(dir: &Path) -> OwnedFd {
         rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
 

@@ -207,7 +207,7 @@ mod tests {
                 uid: 0,
                 gid: 0,
                 mtime: 0,
-                xattrs: std::collections::BTreeMap::new(),
+                xattrs: BTreeMap::new(),
             };
             writer.append(entry, Data::None).unwrap();
         }
@@ -268,7 +268,7 @@ mod tests {
             ("var/x", Kind::Fifo, 0),
             ("zz", Kind::Hardlink { target: "lib/file".into() }, 0),
         ]);
-        let settled = settle(&top, &[base.clone()]).unwrap();
+        let settled = settle(&top, std::slice::from_ref(&base)).unwrap();
         let paths: Vec<String> = settled.entries().iter().map(|entry| entry.path.to_string()).collect();
         assert_eq!(
             paths,
@@ -293,7 +293,10 @@ mod tests {
         assert_eq!(settled.get(b"zz").unwrap().kind, Kind::Hardlink { target: "m".into() });
         // A directory that the tar describes replaces the link, and one that leads nowhere stays.
         assert_eq!(
-            settle(&layer(&[("lib", directory(false), 0o755), ("lib/x", Kind::Fifo, 0)]), &[base.clone()]),
+            settle(
+                &layer(&[("lib", directory(false), 0o755), ("lib/x", Kind::Fifo, 0)]),
+                std::slice::from_ref(&base)
+            ),
             None
         );
         assert_eq!(settle(&layer(&[("a/x", Kind::Fifo, 0)]), &[base]), None);
