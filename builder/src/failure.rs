@@ -12,6 +12,7 @@ use store::error::StoreError;
 use store::push::PushError;
 use store::registry::{CredentialsError, RegistryError};
 use store::root::RootError;
+use worker::error::WorkerError;
 use worker::source::image::PullError;
 use worker::source::resolve::ImageError;
 
@@ -203,6 +204,38 @@ impl Failure {
             Some(hint) if failure.class != Class::Disk => failure.hint(hint),
             _ => failure,
         }
+    }
+}
+
+impl Failure {
+    /// The failure of an op.
+    pub(crate) fn from_worker(error: &WorkerError) -> Self {
+        match error {
+            WorkerError::Image(error) => Self::from_image(error),
+            error => Self::with(worker(error), error),
+        }
+    }
+}
+
+/// The class of what went wrong with an op, and what to do about it.
+fn worker(error: &WorkerError) -> (Class, Option<String>) {
+    match error {
+        WorkerError::Step { .. } | WorkerError::Start { .. } => (Class::Step, None),
+        WorkerError::Plan(_)
+        | WorkerError::Account(_)
+        | WorkerError::File(_)
+        | WorkerError::Copy(_)
+        | WorkerError::Local(_)
+        | WorkerError::NoContext(_)
+        | WorkerError::Unsupported(_) => (Class::Dockerfile, None),
+        WorkerError::Image(error) => image(error),
+        WorkerError::Pull(_) | WorkerError::Git(_) => (Class::Network, None),
+        WorkerError::Host(_) => (Class::Host, Some("`rbuild doctor` says more".to_owned())),
+        WorkerError::Mount(_) | WorkerError::Wait(_) | WorkerError::Io { .. } => (Class::Host, None),
+        WorkerError::Diff(_) => (Class::Host, None),
+        WorkerError::Store(error) => store(error),
+        WorkerError::Panicked(_) => (Class::Internal, None),
+        WorkerError::Cancelled => (Class::Cancelled, None),
     }
 }
 

@@ -50,8 +50,9 @@ fn main() -> ExitCode {
 fn run(cli: cli::Cli) -> Result<(), Failure> {
     let variable = |name: &str| std::env::var(name).ok();
     let uid = rustix::process::getuid().as_raw();
-    let session = Session { places: environment::Places::find(cli.root, uid, variable) };
+    let session = Session { places: environment::Places::find(cli.root, uid, variable), no_steps: None };
     match cli.command {
+        Command::Build(args) => commands::build::build(&session, *args),
         Command::Images(args) => commands::images::images(&session, &args),
         Command::Rmi(args) => commands::images::rmi(&session, &args),
         Command::Tag(args) => commands::images::tag(&session, &args),
@@ -61,6 +62,7 @@ fn run(cli: cli::Cli) -> Result<(), Failure> {
         Command::Pull(args) => commands::registry::pull(&session, &args),
         Command::Login(args) => commands::registry::login(&session, &args),
         Command::Logout(args) => commands::registry::logout(&session, &args),
+        Command::Explain(args) => commands::explain::explain(&session, &args),
         Command::Save(args) => commands::archive::save(&session, &args),
         Command::Load(args) => commands::archive::load(&session, &args),
         Command::Du(args) => commands::housekeeping::du(&session, &args),

@@ -36,7 +36,7 @@ pub(crate) struct BuildRequest {
     pub(crate) call: Call,
     pub(crate) explain: bool,
     pub(crate) jobs: usize,
-    pub(crate) progress: String,
+    pub(crate) progress: crate::progress::Mode,
     pub(crate) quiet: bool,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
@@ -218,7 +218,7 @@ impl BuildRequest {
             jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2)
             }),
-            progress: args.progress,
+            progress: args.progress.parse().map_err(Failure::usage)?,
             quiet: args.quiet,
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,

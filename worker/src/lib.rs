@@ -1,11 +1,23 @@
-//! Runs ops: sources, file ops, processes in sandboxes.
+//! Runs ops: sources, file ops, processes in sandboxes. [`Worker`] is the solver's runner over a store.
 
-pub mod cache;
+mod worker;
+
+pub mod error;
+
+pub mod source;
+
 pub mod diff;
-pub mod exec;
 pub mod file;
 pub mod inside;
+
+pub mod exec;
 pub mod isolate;
 pub mod mount;
-pub mod source;
 pub mod sys;
+
+pub mod cache;
+
+mod file_op;
+mod step;
+
+pub use worker::{Options, Worker};

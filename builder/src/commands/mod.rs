@@ -1,6 +1,8 @@
 //! What each command does.
 
 pub(crate) mod archive;
+pub(crate) mod build;
+pub(crate) mod explain;
 pub(crate) mod housekeeping;
 pub(crate) mod images;
 pub(crate) mod registry;
@@ -20,6 +22,8 @@ use crate::failure::{Class, Failure, OrFail as _};
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) places: Places,
+    /// Why this host cannot run steps, if it cannot.
+    pub(crate) no_steps: Option<String>,
 }
 
 impl Session {
@@ -96,4 +100,10 @@ pub(crate) async fn until_stopped<T>(work: impl Future<Output = Result<T, Failur
         }
     })
     .await
+}
+
+/// Writes to standard error.
+#[expect(clippy::print_stderr, reason = "what goes beside a command's output")]
+pub(crate) fn eprint(text: &str) {
+    eprint!("{text}");
 }

@@ -11,6 +11,7 @@ pub(crate) mod flat;
 pub(crate) mod image;
 pub(crate) mod metadata;
 pub(crate) mod options;
+pub(crate) mod push;
 
 use ::image::config::RootFs;
 use ::image::manifest::media_type;
@@ -112,6 +113,10 @@ fn layer(root: &Root, diff_id: &DiffId, oci: bool, listing: Listing) -> Result<D
         }
     }
     let Some(size) = layers.size(diff_id)? else {
+        // A base that no step needed was not fetched: it is listed as its registry has it.
+        if let Some(blob) = layers.blobs_of(diff_id)?.into_iter().find(|blob| blob.level.is_none()) {
+            return Ok(blob.descriptor());
+        }
         return Err(store::error::StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
     };
     let kind = if oci { media_type::OCI_LAYER } else { media_type::DOCKER_LAYER };

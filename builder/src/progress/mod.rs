@@ -215,6 +215,14 @@ impl Task {
         self.handle.push(self.id, What::Progress { id: id.to_owned(), current, total, done });
     }
 
+    /// The same, as transfers report it.
+    pub(crate) fn reporter(&self, id: &str) -> store::registry::Progress {
+        let (handle, step, id) = (self.handle.clone(), self.id, id.to_owned());
+        store::registry::Progress::new(move |current, total| {
+            handle.push(step, What::Progress { id: id.clone(), current, total, done: false });
+        })
+    }
+
     /// It ended well.
     pub(crate) fn done(self) {
         self.end(What::Completed);

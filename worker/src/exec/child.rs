@@ -15,9 +15,7 @@ use rustix::fs::{
     symlinkat,
 };
 use rustix::io::{Errno, write};
-use rustix::mount::{
-    MountAttrFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount,
-};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{
     Resource, Rlimit, Signal, fchdir, ioctl_tiocsctty, pivot_root, set_parent_process_death_signal,
@@ -527,7 +525,7 @@ fn pivot(root: BorrowedFd<'_>, cwd: BorrowedFd<'_>) -> Result<(), Errno> {
     fchdir(root)?;
     // The old root lands on top of the new one.
     pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)?;
+    special::unmount_old_root()?;
     fchdir(cwd)
 }
 

@@ -5,12 +5,13 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
 use crate::sys::mount_setattr::{NODEV, NOEXEC, NOSUID, RDONLY};
@@ -54,7 +55,22 @@ pub(crate) fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errn
 /// do not cross. The kernel lets only attached mounts be cloned in part (before Linux 6.15) or be the new root. All of
 /// them go when the old root goes.
 pub(crate) fn park(mount: &OwnedFd) -> Result<(), Errno> {
-    move_mount(mount, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    move_mount(mount, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    PARKED.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// How many mounts this process has parked: one child, one sandbox.
+static PARKED: AtomicUsize = AtomicUsize::new(0);
+
+/// Lets go of the old root, which [`pivot_root`](rustix::process::pivot_root) put on top of the new one, the working
+/// directory, and of all that is parked: below the new root (and so now above the old one) or on it. The kernel takes
+/// the uppermost mount each time. One of the parked mounts became the root, and the old root has its place.
+pub(crate) fn unmount_old_root() -> Result<(), Errno> {
+    for _ in 0..PARKED.load(Ordering::Relaxed) {
+        unmount(c".", UnmountFlags::DETACH)?;
+    }
+    Ok(())
 }
 
 /// A mount of the host's `/sys`, unwritable: what a user namespace that shares the host's network may have.

@@ -1,5 +1,6 @@
 //! Sources: where files come from.
 
+pub mod archive;
 pub mod git;
 pub mod image;
 pub mod local;

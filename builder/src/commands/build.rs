@@ -1,0 +1,422 @@
+//! `rbuild build`
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use frontend::request::{Converted, NamedContext};
+use frontend::{Diagnostic, lint};
+use image::Platform;
+use image::tree::Tree;
+use solver::cancel::Cancel;
+use solver::driver::{self, Root as Wanted, SolveError};
+use solver::event::Event;
+use solver::record::SnapshotLayer;
+use store::registry::Client;
+use store::root::Root;
+use worker::cache::StoreCache;
+use worker::error::WorkerError;
+use worker::exec::{Network, Secret};
+use worker::source::git::GitAuth;
+use worker::source::resolve::{Images, Policy};
+use worker::{Options, Worker};
+
+use super::explain::Decisions;
+use super::{Session, print};
+use crate::build::{self, NamedContexts, Parsed};
+use crate::cli::BuildArgs;
+use crate::context::{Context, Unpack};
+use crate::export::file::Sink;
+use crate::export::{self, AssembledImage, Exported, assemble, flat, metadata};
+use crate::failure::{Class, Failure, OrFail as _};
+use crate::progress::{Mode, Progress, Terminal};
+use crate::request::{BuildRequest, Call, Output, OutputKind, SecretSource};
+
+/// `rbuild build`
+pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
+    let request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
+    let root = session.open()?;
+    let unpacked = Unpacked { root: root.clone(), held: RefCell::default() };
+    let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
+    let parsed = Parsed::new(&context, &request)?;
+    session.runtime()?.block_on(async {
+        let build = Build { session, request: &request, root: &root, context: &context, parsed: &parsed };
+        super::until_interrupted(|cancel| build.run(cancel)).await
+    })
+}
+
+/// One build and all it was asked with.
+struct Build<'a> {
+    session: &'a Session,
+    request: &'a BuildRequest,
+    root: &'a Root,
+    context: &'a Context,
+    parsed: &'a Parsed,
+}
+
+/// What one platform came to.
+struct Made {
+    image: AssembledImage,
+    layers: Vec<SnapshotLayer>,
+}
+
+/// Why a build failed, before it is known what the display has shown of it.
+enum Stopped {
+    /// Say this.
+    Failure(Failure),
+    /// A step failed: this, and what stands in the Dockerfile.
+    Step { failure: Failure, excerpt: String },
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl Build<'_> {
+    async fn run(&self, cancel: Cancel) -> Result<(), Failure> {
+        let contexts = named_contexts(self.request)?;
+        let policy = if self.request.pull { Policy::Newest } else { Policy::Missing };
+        let client = Rc::new(crate::registry::client(&self.session.places)?);
+        let images = Rc::new(Images::new(self.root.clone(), client.clone(), policy));
+        let mut platforms: Vec<Option<Platform>> = self.request.platforms.iter().cloned().map(Some).collect();
+        if platforms.is_empty() {
+            platforms.push(None);
+        }
+        let mut converted = Vec::new();
+        for platform in platforms {
+            let request = build::frontend_request(self.request, self.context, &contexts, platform);
+            converted.push(build::convert(self.parsed, &request, &images).await?);
+        }
+        let (findings, fatal) = self.parsed.findings(&converted);
+        if let Call::Check { json } = self.request.call {
+            return self.check(&findings, fatal, json);
+        }
+        if fatal {
+            let failure = Failure::new(Class::Dockerfile, lint::violation(&findings));
+            return Err(failure.report(self.parsed.show(&findings)));
+        }
+        if let Some(path) = &self.request.iidfile {
+            metadata::remove_iidfile(path)?;
+        }
+
+        let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
+        let terminal = Terminal::stderr(|name| std::env::var(name).ok());
+        let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
+        let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
+        let report = progress.finish();
+        match result {
+            Ok(exported) => self.tell(exported, &findings),
+            Err(Stopped::Failure(failure)) => Err(failure),
+            Err(Stopped::Step { failure, excerpt }) => {
+                let log = report.failure().map(|log| format!("{}\n", log.trim_end())).unwrap_or_default();
+                Err(failure.report(log + &excerpt))
+            }
+        }
+    }
+
+    /// Solves for each platform and exports.
+    async fn make(
+        &self,
+        converted: Vec<Converted>,
+        contexts: &NamedContexts,
+        images: &Rc<Images>,
+        client: &Client,
+        cancel: &Cancel,
+        progress: &Progress,
+    ) -> Result<Option<Exported>, Stopped> {
+        let mut made = Vec::new();
+        for converted in converted {
+            made.push(self.solve(converted, contexts, images, cancel, progress).await?);
+        }
+        let mut first = None;
+        for output in &self.request.outputs {
+            let exported = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
+                exported = self.export(output, &made, client, progress) => exported?,
+            };
+            first = first.or(exported);
+        }
+        Ok(first)
+    }
+
+    async fn solve(
+        &self,
+        converted: Converted,
+        contexts: &NamedContexts,
+        images: &Rc<Images>,
+        cancel: &Cancel,
+        progress: &Progress,
+    ) -> Result<Made, Stopped> {
+        let epoch = converted.source_date_epoch;
+        let layers = match converted.result {
+            None => Vec::new(),
+            Some(vertex) => {
+                let wanted = [Wanted { vertex, want_files: self.wants_files() }];
+                let show = progress.handle().definition(&converted.definition, &wanted);
+                let decisions = Decisions::new(&converted.definition);
+                let events: Rc<dyn Fn(Event)> = {
+                    let decisions = decisions.clone();
+                    Rc::new(move |event| {
+                        decisions.note(&event);
+                        show(event);
+                    })
+                };
+                let options = self.options(contexts, epoch)?;
+                let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
+                let cache = StoreCache::new(self.root);
+                let options = driver::Options {
+                    parallelism: self.request.jobs,
+                    cancel: cancel.clone(),
+                    scope: self.scope(&converted.platform),
+                };
+                let solved =
+                    driver::solve(&converted.definition, &wanted, &worker, &cache, &*events, &options).await;
+                decisions.keep(self.root);
+                let mut solved = solved.map_err(|error| self.stopped(&converted, error))?;
+                solved.remove(0).snapshot.expect("a result is no local directory").layers
+            }
+        };
+        let now =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        let config = assemble::finish_config(converted.config, converted.base_history, &layers, epoch, now);
+        Ok(Made { image: AssembledImage { config, platform: converted.platform }, layers })
+    }
+
+    /// Whether an output needs the files themselves, not only to know which layers they are.
+    fn wants_files(&self) -> bool {
+        self.request
+            .outputs
+            .iter()
+            .any(|output| !matches!(output.kind, OutputKind::Image | OutputKind::CacheOnly))
+    }
+
+    fn options(&self, contexts: &NamedContexts, epoch: Option<i64>) -> Result<Options, Failure> {
+        let mut directories = contexts.directories.clone();
+        if let Some(directory) = &self.context.directory {
+            directories.insert("context".to_owned(), directory.clone());
+        }
+        let mut secrets = BTreeMap::new();
+        for (id, source) in &self.request.secrets {
+            let value = match source {
+                SecretSource::File(path) => std::fs::read(path).map_err(|error| {
+                    Failure::usage(format!("could not read secret {id} from {}: {error}", path.display()))
+                })?,
+                SecretSource::Env(name) => std::env::var_os(name).unwrap_or_default().into_encoded_bytes(),
+            };
+            secrets.insert(id.clone(), Secret::new(value));
+        }
+        let agents =
+            self.request.ssh.iter().filter_map(|(id, paths)| Some((id.clone(), paths.first()?.clone())));
+        Ok(Options {
+            contexts: directories,
+            secrets,
+            agents: agents.collect(),
+            default_network: Network::Host,
+            epoch,
+            git: GitAuth::default(),
+            resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            no_steps: self.session.no_steps.clone(),
+        })
+    }
+
+    /// What tells this build's steps from those of other Dockerfiles.
+    fn scope(&self, platform: &Platform) -> String {
+        let directory = self.context.directory.as_deref().map(|path| path.display().to_string());
+        format!("{} {} {platform}", directory.unwrap_or_default(), self.parsed.name)
+    }
+
+    fn stopped(&self, converted: &Converted, error: SolveError<WorkerError>) -> Stopped {
+        match error {
+            SolveError::Vertex { vertex, source, .. } => {
+                let span = converted.definition.vertex(vertex).metadata.span;
+                let excerpt = span.map(|span| self.parsed.excerpt(span)).unwrap_or_default();
+                Stopped::Step { failure: Failure::from_worker(&source), excerpt }
+            }
+            SolveError::Cancelled => Failure::new(Class::Cancelled, "cancelled").into(),
+            other => Failure::of(Class::Dockerfile, &other).into(),
+        }
+    }
+
+    fn check(&self, findings: &[Diagnostic], fatal: bool, json: bool) -> Result<(), Failure> {
+        let _ = json;
+        let count = findings.len();
+        if count == 0 {
+            return print(|out| writeln!(out, "Check complete, no warnings found."));
+        }
+        let plural = if count == 1 { "warning has" } else { "warnings have" };
+        print(|out| {
+            writeln!(out, "Check complete, {count} {plural} been found!\n")?;
+            writeln!(out, "{}", self.parsed.show(findings))
+        })?;
+        let message = if fatal { lint::violation(findings) } else { String::new() };
+        Err(Failure::new(Class::Internal, message))
+    }
+
+    async fn export(
+        &self,
+        output: &Output,
+        made: &[Made],
+        client: &Client,
+        progress: &Progress,
+    ) -> Result<Option<Exported>, Failure> {
+        let images: Vec<AssembledImage> = made.iter().map(|made| made.image.clone()).collect();
+        let task = match output.kind {
+            OutputKind::CacheOnly => return Ok(None),
+            OutputKind::Image => progress.handle().task("exporting to image"),
+            OutputKind::Tar | OutputKind::Local => progress.handle().task("exporting files"),
+            OutputKind::Oci => progress.handle().task("exporting to oci image format"),
+            OutputKind::Docker => progress.handle().task("exporting to docker image format"),
+        };
+        let exported = match output.kind {
+            OutputKind::CacheOnly => None,
+            OutputKind::Image => {
+                let options = export::options::Options::new(output, &self.request.tags)?;
+                let mut exported = export::image::export_image(self.root, &images, &options)?;
+                if options.push {
+                    task.done();
+                    let task = progress.handle().task("pushing layers");
+                    exported = export::push::push(self.root, client, exported, &options, &task).await?;
+                    task.done();
+                    return Ok(Some(exported));
+                }
+                Some(exported)
+            }
+            OutputKind::Tar | OutputKind::Local => {
+                self.export_files(output, made)?;
+                None
+            }
+            OutputKind::Oci | OutputKind::Docker => {
+                Some(export::archive::export_archive(self.root, &images, output, &self.request.tags)?)
+            }
+        };
+        task.done();
+        Ok(exported)
+    }
+
+    fn export_files(&self, output: &Output, made: &[Made]) -> Result<(), Failure> {
+        for one in made {
+            let layers = self.root.layers();
+            let indexes = one.layers.iter().map(|layer| layers.index(&layer.diff_id));
+            let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
+            let epoch = self.request.source_date_epoch;
+            match (output.kind, &output.dest) {
+                (OutputKind::Local, Some(dest)) => {
+                    // Several platforms get a directory each, as in BuildKit.
+                    let split = output.flag("platform-split")?.unwrap_or(made.len() > 1);
+                    let name = one.image.platform.to_string().replace('/', "_");
+                    let dest = if split { dest.join(name) } else { dest.clone() };
+                    flat::write_directory(&tree, &layers, epoch, &dest).or_fail(Class::Host)?;
+                }
+                _ if made.len() > 1 => {
+                    return Err(Failure::usage(
+                        "--output type=tar cannot hold several platforms: use type=local",
+                    ));
+                }
+                (_, dest) => {
+                    let mut sink = Sink::open(dest.as_deref(), "dest")?;
+                    flat::write_tar(&tree, &layers, epoch, &mut sink).or_fail(Class::Host)?;
+                    sink.finish()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a build that went well says at its end.
+    fn tell(&self, exported: Option<Exported>, findings: &[Diagnostic]) -> Result<(), Failure> {
+        if let Some(path) = &self.request.metadata_file {
+            let build = format!("default/default/{}", build_id());
+            metadata::write_metadata(
+                path,
+                &metadata::metadata(exported.as_ref(), &build, serde_json::Map::new()),
+            )?;
+        }
+        if let (Some(path), Some(exported)) = (&self.request.iidfile, &exported) {
+            metadata::write_iidfile(path, exported)?;
+        }
+        if let (true, Some(exported)) = (self.request.quiet, &exported) {
+            let id = exported.config.unwrap_or(exported.descriptor.digest);
+            print(|out| writeln!(out, "{id}"))?;
+        }
+        if self.request.explain {
+            super::explain::print_last(self.root, None)?;
+        }
+        if !findings.is_empty() && !self.request.quiet {
+            let plural = if findings.len() == 1 { "warning" } else { "warnings" };
+            super::eprint(&format!(
+                "\n{} {plural} found:\n\n{}\n",
+                findings.len(),
+                self.parsed.show(findings)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A name for this build, in metadata.
+fn build_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("{:x}{:x}", std::process::id(), now)
+}
+
+/// `--build-context`
+fn named_contexts(request: &BuildRequest) -> Result<NamedContexts, Failure> {
+    let mut contexts = NamedContexts::default();
+    for (name, value) in &request.build_contexts {
+        let described = match value.split_once("://") {
+            Some(("docker-image", reference)) => NamedContext::Image(reference.parse().map_err(|error| {
+                Failure::usage(format!("invalid --build-context {name}={value}: {error}"))
+            })?),
+            Some(("target", stage)) => NamedContext::Stage(stage.to_owned()),
+            Some((scheme, _)) => {
+                return Err(Failure::usage(format!(
+                    "--build-context {name}={value}: {scheme}:// is not supported yet"
+                )));
+            }
+            None => match value.strip_prefix("target:") {
+                Some(stage) => NamedContext::Stage(stage.to_owned()),
+                None => {
+                    let path = PathBuf::from(value);
+                    let path = path.canonicalize().map_err(|error| {
+                        Failure::new(
+                            Class::Dockerfile,
+                            format!("could not open context {name}={value}: {error}"),
+                        )
+                    })?;
+                    let ignore = match std::fs::read(path.join(".dockerignore")) {
+                        Ok(text) => {
+                            frontend::ignore::parse(&text).into_iter().map(|(_, pattern)| pattern).collect()
+                        }
+                        Err(_) => Vec::new(),
+                    };
+                    contexts.directories.insert(name.clone(), path);
+                    NamedContext::Local { ignore }
+                }
+            },
+        };
+        contexts.described.insert(name.clone(), described);
+    }
+    Ok(contexts)
+}
+
+/// Where archives of this build are unpacked: work directories of the root, which go when the build ends.
+struct Unpacked {
+    root: Root,
+    held: RefCell<Vec<store::temp::WorkDir>>,
+}
+
+impl Unpack for Unpacked {
+    fn unpack(&self, reader: &mut dyn Read) -> Result<PathBuf, Failure> {
+        let dir = self.root.work_dir().or_fail(Class::Internal)?;
+        let path = dir.path().to_owned();
+        worker::source::archive::unpack(reader, &path).or_fail(Class::Dockerfile)?;
+        self.held.borrow_mut().push(dir);
+        Ok(path)
+    }
+}

@@ -1,0 +1,102 @@
+//! File ops of a build: the inputs are gathered, the layer is written on the CPU pool and stored.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use image::DiffId;
+use solver::cancel::Cancel;
+use solver::op::{self, FileAction};
+use solver::runner::{InputRef, Job, Outcome, Task};
+use store::layer::Stored;
+use store::pool;
+
+use crate::error::WorkerError;
+use crate::file::{self, Input};
+use crate::worker::{Context, Worker, diff_ids};
+
+impl Worker {
+    /// Applies `op` and stores the layer it makes.
+    pub(crate) async fn run_file(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        op: &op::File,
+    ) -> Result<Outcome, WorkerError> {
+        let started = Instant::now();
+        let mut inputs = Vec::with_capacity(task.inputs.len());
+        for (index, input) in task.inputs.iter().enumerate() {
+            inputs.push(self.file_input(job, index, input).await?);
+        }
+        let stored = self.write_layer(op.clone(), inputs, job.cancel.clone()).await?;
+        Ok(Outcome {
+            layer: stored.diff_id,
+            content: stored.index.content(),
+            seconds: started.elapsed().as_secs_f64(),
+            bytes: stored.size,
+            created: self.now(),
+        })
+    }
+
+    async fn file_input(
+        &self,
+        job: &Job<'_>,
+        index: usize,
+        input: &InputRef<'_>,
+    ) -> Result<Input, WorkerError> {
+        if let Some(snapshot) = &input.snapshot {
+            return Ok(Input { tree: self.tree(&diff_ids(snapshot))?, directory: None });
+        }
+        let selector =
+            job.vertex.inputs[index].selector.as_ref().expect("local sources are read by selectors");
+        let context = self.context(input, selector, &job.cancel).await?;
+        Ok(Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) })
+    }
+
+    /// What was picked of a local source, as a layer of its own.
+    pub(crate) async fn layer_of(
+        &self,
+        context: Arc<Context>,
+        cancel: &Cancel,
+    ) -> Result<DiffId, WorkerError> {
+        let copy = op::Copy {
+            input: 0,
+            source: "/".to_owned(),
+            destination: "/".to_owned(),
+            wildcard: false,
+            allow_empty: true,
+            follow_symlinks: false,
+            contents_only: true,
+            unpack: op::Unpack::Never,
+            parents: None,
+            exclude: Vec::new(),
+            owner: None,
+            mode: None,
+            required: false,
+            follow_destination: false,
+        };
+        let op = op::File { base: None, actions: vec![FileAction::Copy(copy)] };
+        let input = Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) };
+        Ok(self.write_layer(op, vec![input], cancel.clone()).await?.diff_id)
+    }
+
+    async fn write_layer(
+        &self,
+        op: op::File,
+        inputs: Vec<Input>,
+        cancel: Cancel,
+    ) -> Result<Stored, WorkerError> {
+        let root = self.root().clone();
+        let options = file::Options {
+            created: self.now(),
+            latest_mtime: self.options().epoch,
+            temporary: root.temp_dir()?.to_owned(),
+        };
+        pool::spawn(move || -> Result<Stored, WorkerError> {
+            let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
+            let new = root.layers().create()?;
+            let (new, index) = file::run(&op, &inputs, &open_tar, &options, &cancel, new)?;
+            Ok(new.commit(index)?)
+        })
+        .await?
+    }
+}

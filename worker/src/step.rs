@@ -1,0 +1,267 @@
+//! One RUN: what the op needs is looked up, the process runs in its sandbox, and what it wrote becomes a layer.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bstr::BStr;
+use image::DiffId;
+use image::tree::{Tree, accounts};
+use rustix::fs::{Mode, OFlags};
+use solver::event::Event;
+use solver::op::{self, MountKind, Sharing};
+use solver::runner::{InputRef, Job, Outcome, Task};
+use store::directory::{Directory, DirectoryKind};
+use store::layer::Stored;
+use store::lock::KeyLock;
+use store::pool;
+
+use crate::diff;
+use crate::error::WorkerError;
+use crate::exec::{self, Access, Given, Identity, Lower, Network, Stdio};
+use crate::file;
+use crate::worker::{Worker, diff_ids};
+
+/// How often a cache mount that another step has locked is tried again.
+const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What a step holds while it runs.
+#[derive(Debug, Default)]
+struct Held {
+    directories: Vec<Directory>,
+    locks: Vec<KeyLock>,
+    work: Vec<store::temp::WorkDir>,
+}
+
+impl Worker {
+    /// Runs `exec` and stores the layer it makes.
+    pub(crate) async fn run_exec(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        exec: &op::Exec,
+    ) -> Result<Outcome, WorkerError> {
+        if let Some(reason) = &self.options().no_steps {
+            return Err(WorkerError::Host(reason.clone()));
+        }
+        let layers = layers_of(&task.inputs[0]);
+        let tree = self.tree(&layers)?;
+        let identity = self.identity(&tree, &exec.user)?;
+        let mut held = Held::default();
+        let mut mounts = Vec::with_capacity(exec.mounts.len());
+        for mount in &exec.mounts {
+            mounts.push(self.given(job, task, &mount.kind, &mut held).await?);
+        }
+        let (root, upper) = self.writable(self.lowers(layers).await?, &mut held)?;
+        let network = match exec.network {
+            op::Network::Default => self.options().default_network,
+            op::Network::None => Network::None,
+            op::Network::Host => Network::Host,
+        };
+        let resolved = exec::Resolved {
+            root,
+            skeletons: Some(self.root().path().join("skeletons")),
+            mounts,
+            identity,
+            default_network: self.options().default_network,
+            resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, network == Network::Host),
+        };
+        let plan = exec::plan(exec, resolved)?;
+
+        let command = exec.args.join(" ");
+        let started = Instant::now();
+        let mut child = exec::spawn(&plan, Stdio::Piped { stdin: None }).await.map_err(|source| {
+            let source = Box::new(source);
+            WorkerError::Start { command: command.clone(), source }
+        })?;
+        let exit = {
+            let log =
+                |stream, data: &[u8]| self.emit(Event::Log { vertex: job.id, stream, data: data.to_vec() });
+            tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => None,
+                exit = child.run(log) => Some(exit.map_err(|errno| WorkerError::Wait(errno.into()))?),
+            }
+        };
+        let Some(exit) = exit else {
+            child.kill();
+            let _ended = child.wait().await;
+            return Err(WorkerError::Cancelled);
+        };
+        drop(child);
+        let seconds = started.elapsed().as_secs_f64();
+        if !exit.success() {
+            return Err(WorkerError::Step { command, exit });
+        }
+        let stored = self.store_upper(&upper, tree).await?;
+        self.mounter().adopt(&stored.diff_id, &upper)?;
+        Ok(Outcome {
+            layer: stored.diff_id,
+            content: stored.index.content(),
+            seconds,
+            bytes: stored.size,
+            created: self.now(),
+        })
+    }
+
+    /// An overlay over `lowers` whose changes are kept as long as `held`, and where they are kept.
+    fn writable(&self, lowers: Vec<Lower>, held: &mut Held) -> Result<(exec::Root, PathBuf), WorkerError> {
+        let dir = self.root().work_dir()?;
+        let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+        for path in [&upper, &work] {
+            fs::create_dir(path).map_err(|source| WorkerError::Io { path: path.clone(), source })?;
+        }
+        // The root directory of the step is the upper directory: everybody may look into it.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&upper, open)
+            .map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
+        held.work.push(dir);
+        Ok((exec::Root::Overlay { lowers, access: Access::Writable { upper: upper.clone(), work } }, upper))
+    }
+
+    /// What a mount needs.
+    async fn given(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        mount: &MountKind,
+        held: &mut Held,
+    ) -> Result<Given, WorkerError> {
+        match mount {
+            MountKind::Bind { input: None, .. } | MountKind::Tmpfs { .. } => Ok(Given::Nothing),
+            MountKind::Bind { input: Some(input), writable, .. } => {
+                let lowers = self.input_lowers(job, task, *input).await?;
+                if *writable {
+                    return Ok(Given::Files(self.writable(lowers, held)?.0));
+                }
+                Ok(Given::Files(exec::Root::Overlay { lowers, access: Access::ReadOnly }))
+            }
+            MountKind::Cache { id, sharing, input, source, mode, uid, gid, .. } => {
+                let (directory, is_new) = self.cache_directory(id, *sharing, held).await?;
+                let path = directory.path().join("files");
+                held.directories.push(directory);
+                if is_new {
+                    self.fill_cache(job, task, *input, source, &path, (*mode, *uid, *gid)).await?;
+                }
+                Ok(Given::Cache(path))
+            }
+            MountKind::Secret { id, .. } => Ok(self
+                .options()
+                .secrets
+                .get(id)
+                .map_or(Given::Nothing, |secret| Given::Secret(secret.clone()))),
+            MountKind::Ssh { id, .. } => Ok(self
+                .options()
+                .agents
+                .get(id)
+                .map_or(Given::Nothing, |socket| Given::Socket(socket.clone()))),
+        }
+    }
+
+    /// The layers of an input of a mount; a local directory becomes a layer first, so that a step sees what COPY would
+    /// give it: without what is ignored, owned by root.
+    async fn input_lowers(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        input: usize,
+    ) -> Result<Vec<Lower>, WorkerError> {
+        let layers = match &task.inputs[input].snapshot {
+            Some(snapshot) => diff_ids(snapshot),
+            None => {
+                let selector =
+                    job.vertex.inputs[input].selector.as_ref().expect("local sources are read by selectors");
+                let context = self.context(&task.inputs[input], selector, &job.cancel).await?;
+                vec![self.layer_of(context, &job.cancel).await?]
+            }
+        };
+        self.lowers(layers).await
+    }
+
+    /// The directory of a cache mount, and whether it has to be filled first.
+    async fn cache_directory(
+        &self,
+        id: &str,
+        sharing: Sharing,
+        held: &mut Held,
+    ) -> Result<(Directory, bool), WorkerError> {
+        // A private cache is the first one that nobody has; a shared one needs no lock but to be filled once.
+        let name = |number: u32| if number == 0 { id.to_owned() } else { format!("{id}\0{number}") };
+        let mut number = 0;
+        loop {
+            let name = name(number);
+            let directory = self.root().directories().open(DirectoryKind::CacheMount, name.as_bytes(), id)?;
+            let is_new = !directory.path().join("files").exists();
+            if sharing == Sharing::Shared && !is_new {
+                return Ok((directory, false));
+            }
+            match self.root().locks().try_lock(format!("cache mount {name}").as_bytes())? {
+                Some(lock) => {
+                    held.locks.push(lock);
+                    let is_new = !directory.path().join("files").exists();
+                    return Ok((directory, is_new));
+                }
+                None if sharing == Sharing::Private => number += 1,
+                None => tokio::time::sleep(LOCK_INTERVAL).await,
+            }
+        }
+    }
+
+    /// Makes the directory of a new cache mount, with what `source` of an input holds, complete or not at all.
+    async fn fill_cache(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        input: Option<usize>,
+        source: &str,
+        path: &Path,
+        (mode, uid, gid): (u16, u32, u32),
+    ) -> Result<(), WorkerError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| WorkerError::Io { path, source }
+        };
+        let temp = self.root().temp_path("cache")?;
+        match input {
+            None => fs::create_dir(&temp).map_err(at(&temp))?,
+            Some(input) => {
+                let lowers = self.input_lowers(job, task, input).await?;
+                let _ = (lowers, source);
+                return Err(WorkerError::Unsupported("a cache mount with from="));
+            }
+        }
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(u32::from(mode));
+        fs::set_permissions(&temp, permissions).map_err(at(&temp))?;
+        std::os::unix::fs::chown(&temp, Some(uid), Some(gid)).map_err(at(&temp))?;
+        fs::rename(&temp, path).map_err(at(path))
+    }
+
+    /// Who `user` is in the image.
+    fn identity(&self, tree: &Tree, user: &str) -> Result<Identity, WorkerError> {
+        let open_tar = |layer: &DiffId| self.root().layers().open_tar(layer);
+        let (passwd, group) = file::account_files(tree, &open_tar)?;
+        let ids = accounts::lookup(&passwd, &group, user)?;
+        Ok(Identity { uid: ids.uid, gid: ids.gid, groups: ids.groups, home: Some(ids.home) })
+    }
+
+    /// Stores what a step wrote as a layer. `lower` is what the step began with.
+    async fn store_upper(&self, upper: &Path, lower: Tree) -> Result<Stored, WorkerError> {
+        let open =
+            || rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let fd = open().map_err(|errno| WorkerError::Io { path: upper.to_owned(), source: errno.into() })?;
+        let new = self.root().layers().create()?;
+        let (marks, latest_mtime) = (self.marks(), self.options().epoch);
+        pool::spawn(move || -> Result<Stored, WorkerError> {
+            let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
+            let options = diff::Options { marks, stubs: &[], lower: Some(&lower), latest_mtime };
+            let (new, index) = diff::write_layer(fd.as_fd(), &options, new)?;
+            Ok(new.commit(index)?)
+        })
+        .await?
+    }
+}
+
+fn layers_of(input: &InputRef<'_>) -> Vec<DiffId> {
+    input.snapshot.as_ref().map(diff_ids).unwrap_or_default()
+}

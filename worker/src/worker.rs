@@ -1,0 +1,346 @@
+//! [`Worker`]: the solver's [`Runner`] over a store. It says what sources are, reads what selectors pick, makes layers
+//! present, and runs file ops and processes.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bstr::ByteSlice as _;
+use futures::FutureExt as _;
+use futures::future::{LocalBoxFuture, try_join_all};
+use image::layer::LayerIndex;
+use image::tree::{Tree, select};
+use image::{ChainId, ContentDigest, DiffId};
+use solver::cancel::Cancel;
+use solver::definition::{Selector, VertexId};
+use solver::event::Event;
+use solver::key::ResultDigest;
+use solver::op::{Op, Source};
+use solver::record::{RecordedInput, Snapshot, SnapshotLayer};
+use solver::runner::{InputRef, Job, Loaded, Outcome, Pin, Runner, Selection, Task};
+use store::pool;
+use store::registry::Progress;
+use store::root::Root;
+
+use crate::diff::Marks;
+use crate::error::WorkerError;
+use crate::exec::{Lower, Network, Secret};
+use crate::file::picks;
+use crate::isolate::userns::Ids;
+use crate::mount::Mounter;
+use crate::mount::mounter::{Choice, choose};
+use crate::source::git::GitAuth;
+use crate::source::image::{PullError, pull_layer};
+use crate::source::local::{Directory, Walked};
+use crate::source::resolve::Images;
+
+/// How often a transfer's progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a build gives its worker.
+#[derive(Debug)]
+pub struct Options {
+    /// Directories of local sources, by name: `context` and named contexts.
+    pub contexts: BTreeMap<String, PathBuf>,
+    /// Secrets, by id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Sockets of SSH agents, by id.
+    pub agents: BTreeMap<String, PathBuf>,
+    /// What a RUN without `--network` gets.
+    pub default_network: Network,
+    /// `SOURCE_DATE_EPOCH`: the latest time in layers that are made.
+    pub epoch: Option<i64>,
+    /// Credentials for git remotes.
+    pub git: GitAuth,
+    /// The host's `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// Why this host cannot run steps, if it cannot.
+    pub no_steps: Option<String>,
+}
+
+/// Runs the ops of one build.
+pub struct Worker {
+    root: Root,
+    options: Options,
+    images: Rc<Images>,
+    mounter: OnceCell<Choice>,
+    events: Rc<dyn Fn(Event)>,
+    walks: RefCell<HashMap<(VertexId, ContentDigest), Arc<Context>>>,
+}
+
+/// A local source, and what a selector picked of it.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) walked: Walked,
+    pub(crate) selection: select::Selection,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("root", &self.root.path()).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A worker for one build. Images are found through `images`; what steps print goes to `events`.
+    pub fn new(root: Root, options: Options, images: Rc<Images>, events: Rc<dyn Fn(Event)>) -> Self {
+        Self { root, options, images, mounter: OnceCell::new(), events, walks: RefCell::default() }
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Where overlayfs keeps its marks on this host.
+    pub(crate) fn marks(&self) -> Marks {
+        if Ids::current().is_namespace() { Marks::User } else { Marks::Trusted }
+    }
+
+    /// Makes layers ready for mounting. Found out when the first step runs.
+    pub(crate) fn mounter(&self) -> Arc<dyn Mounter> {
+        self.mounter.get_or_init(|| choose(&self.root, self.marks())).mounter.clone()
+    }
+
+    /// The lower layers of a snapshot whose layers are here.
+    pub(crate) async fn lowers(&self, layers: Vec<DiffId>) -> Result<Vec<Lower>, WorkerError> {
+        let mounter = self.mounter();
+        Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
+    }
+
+    pub(crate) fn images(&self) -> &Rc<Images> {
+        &self.images
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    pub(crate) fn events(&self) -> Rc<dyn Fn(Event)> {
+        self.events.clone()
+    }
+
+    /// Now, but no later than `SOURCE_DATE_EPOCH`.
+    pub(crate) fn now(&self) -> i64 {
+        let now =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        self.options.epoch.map_or(now, |epoch| now.min(epoch))
+    }
+
+    /// The merged view over layers that are here.
+    pub(crate) fn tree(&self, layers: &[DiffId]) -> Result<Tree, WorkerError> {
+        let store = self.root.layers();
+        let indexes: Vec<Arc<LayerIndex>> =
+            layers.iter().map(|layer| store.index(layer)).collect::<Result<_, _>>()?;
+        Ok(Tree::of_layers(indexes))
+    }
+
+    /// Whether all layers are here.
+    fn are_here(&self, layers: &[DiffId]) -> Result<bool, WorkerError> {
+        let store = self.root.layers();
+        for layer in layers {
+            if !store.contains(layer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What `selector` picks of a local source, walked once a build.
+    pub(crate) async fn context(
+        &self,
+        input: &InputRef<'_>,
+        selector: &Selector,
+        cancel: &Cancel,
+    ) -> Result<Arc<Context>, WorkerError> {
+        let key = (input.id, selector.digest());
+        if let Some(context) = self.walks.borrow().get(&key) {
+            return Ok(context.clone());
+        }
+        let Some(Source::Local { name, ignore }) = input.vertex.source() else {
+            unreachable!("only local sources are walked")
+        };
+        let path =
+            self.options.contexts.get(name).ok_or_else(|| WorkerError::NoContext(name.clone()))?.clone();
+        let (ignore, selector, stats) = (ignore.clone(), selector.clone(), self.root.stats());
+        let cancel = cancel.clone();
+        let context = pool::spawn(move || -> Result<Context, WorkerError> {
+            let directory = Arc::new(Directory::open(&path, &ignore)?);
+            let scope = path.as_os_str().as_encoded_bytes();
+            let known = stats.read(scope).unwrap_or_default();
+            let walked = directory.walk(&picks(&selector), &known, &cancel)?;
+            if let Some(cache) = &walked.cache
+                && let Err(error) = stats.write(scope, cache)
+            {
+                tracing::warn!("could not keep the stat cache: {error}");
+            }
+            let selection = select::select(&walked.tree, &picks(&selector))?;
+            Ok(Context { directory, walked, selection })
+        })
+        .await??;
+        let context = Arc::new(context);
+        self.walks.borrow_mut().insert(key, context.clone());
+        Ok(context)
+    }
+
+    async fn select_of(
+        &self,
+        job: &Job<'_>,
+        input: &InputRef<'_>,
+        selector: &Selector,
+    ) -> Result<Selection, WorkerError> {
+        if matches!(input.vertex.source(), Some(Source::Local { .. })) {
+            let context = self.context(input, selector, &job.cancel).await?;
+            return Ok(Selection::Digest(context.selection.digest));
+        }
+        let Some(snapshot) = &input.snapshot else { return Ok(Selection::NeedFiles) };
+        let layers = diff_ids(snapshot);
+        if !self.are_here(&layers)? {
+            return Ok(Selection::NeedFiles);
+        }
+        let tree = self.tree(&layers)?;
+        Ok(Selection::Digest(select::select(&tree, &picks(selector))?.digest))
+    }
+
+    async fn pin_of(&self, source: &Source) -> Result<Pin, WorkerError> {
+        match source {
+            Source::Local { .. } => Ok(Pin::default()),
+            Source::Image { .. } | Source::OciLayout { .. } => {
+                let found = self.images.find_source(source).await?;
+                let diff_ids = &found.config.rootfs.diff_ids;
+                Ok(Pin {
+                    result: Some(ResultDigest::image(ChainId::of(diff_ids))),
+                    snapshot: Some(snapshot(diff_ids)),
+                })
+            }
+            Source::Git { .. } => Err(WorkerError::Unsupported("a git source")),
+            Source::Http { .. } => Err(WorkerError::Unsupported("an http source")),
+        }
+    }
+
+    async fn load_layers(&self, job: &Job<'_>, layers: Snapshot) -> Result<Loaded, WorkerError> {
+        let mut pulls = Vec::new();
+        for layer in &layers.layers {
+            if !self.root.layers().contains(&layer.diff_id)? {
+                pulls.push(self.pull(job, layer.diff_id));
+            }
+        }
+        match try_join_all(pulls).await {
+            Ok(_) => Ok(Loaded::Here(layers)),
+            Err(WorkerError::Pull(PullError::Unknown(_))) => Ok(Loaded::Lost),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fetches a layer, and says how far that is.
+    async fn pull(&self, job: &Job<'_>, layer: DiffId) -> Result<(), WorkerError> {
+        let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let progress = {
+            let (done, total) = (done.clone(), total.clone());
+            Progress::new(move |bytes, all| {
+                done.store(bytes, Ordering::Relaxed);
+                total.store(all.unwrap_or(0), Ordering::Relaxed);
+            })
+        };
+        let report = |over: bool| {
+            let all = total.load(Ordering::Relaxed);
+            self.emit(Event::Progress {
+                vertex: job.id,
+                id: layer.to_string(),
+                current: done.load(Ordering::Relaxed),
+                total: (all > 0).then_some(all),
+                done: over,
+            });
+        };
+        let mut pull = pin!(pull_layer(&self.root, self.images.client(), layer, progress));
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        loop {
+            tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => return Err(WorkerError::Cancelled),
+                result = &mut pull => {
+                    result?;
+                    report(true);
+                    return Ok(());
+                }
+                _ = tick.tick() => report(false),
+            }
+        }
+    }
+}
+
+impl Runner for Worker {
+    type Error = WorkerError;
+
+    fn pin<'a>(&'a self, job: Job<'a>) -> LocalBoxFuture<'a, Result<Pin, WorkerError>> {
+        let source = job.vertex.source().expect("only sources are pinned");
+        self.pin_of(source).boxed_local()
+    }
+
+    fn select<'a>(
+        &'a self,
+        job: Job<'a>,
+        input: InputRef<'a>,
+        selector: &'a Selector,
+    ) -> LocalBoxFuture<'a, Result<Selection, WorkerError>> {
+        async move { self.select_of(&job, &input, selector).await }.boxed_local()
+    }
+
+    fn selected_files(&self, input: InputRef<'_>, selector: &Selector) -> Vec<RecordedInput> {
+        let walks = self.walks.borrow();
+        let Some(context) = walks.get(&(input.id, selector.digest())) else { return Vec::new() };
+        let files = context.selection.files.iter();
+        files
+            .map(|(path, digest)| RecordedInput {
+                name: format!("file {}", path.to_str_lossy()),
+                digest: *digest,
+            })
+            .collect()
+    }
+
+    fn load<'a>(
+        &'a self,
+        job: Job<'a>,
+        layers: Option<Snapshot>,
+    ) -> LocalBoxFuture<'a, Result<Loaded, WorkerError>> {
+        async move {
+            match layers {
+                Some(layers) => self.load_layers(&job, layers).await,
+                None => Err(WorkerError::Unsupported(
+                    "a source whose files are not known before they are fetched",
+                )),
+            }
+        }
+        .boxed_local()
+    }
+
+    fn run<'a>(&'a self, job: Job<'a>, task: Task<'a>) -> LocalBoxFuture<'a, Result<Outcome, WorkerError>> {
+        async move {
+            match &job.vertex.op {
+                Op::File(file) => self.run_file(&job, &task, file).await,
+                Op::Exec(exec) => self.run_exec(&job, &task, exec).await,
+                Op::Source(_) | Op::Merge | Op::Diff => unreachable!("only file ops and processes are run"),
+            }
+        }
+        .boxed_local()
+    }
+}
+
+/// The layers of a snapshot.
+pub(crate) fn diff_ids(snapshot: &Snapshot) -> Vec<DiffId> {
+    snapshot.layers.iter().map(|layer| layer.diff_id).collect()
+}
+
+fn snapshot(diff_ids: &[DiffId]) -> Snapshot {
+    Snapshot { layers: diff_ids.iter().map(|&diff_id| SnapshotLayer { diff_id, created: None }).collect() }
+}
