@@ -8,6 +8,7 @@ use image::{Platform, Reference};
 use solver::op::Network;
 
 use crate::cli::BuildArgs;
+use crate::export::options::annotation_flag;
 use crate::failure::Failure;
 
 /// A build, as asked for.
@@ -245,6 +246,14 @@ fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Failure> {
     }
     if outputs.is_empty() {
         outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
+    }
+    for text in &args.annotations {
+        let pairs = annotation_flag(text)?;
+        for output in &mut outputs {
+            if matches!(output.kind, OutputKind::Image | OutputKind::Oci | OutputKind::Docker) {
+                output.options.extend(pairs.iter().cloned());
+            }
+        }
     }
     let pushes = |output: &Output| output.options.get("push").is_some_and(|push| push == "true");
     let named = tagged || outputs.iter().any(|output| output.options.contains_key("name"));

@@ -1,4 +1,4 @@
-//! `type=image`: into the store, under its names.
+//! `type=image`: into the store under its names. `push` takes it on to registries.
 
 use image::Reference;
 use store::root::Root;
@@ -14,14 +14,10 @@ pub(crate) fn export_image(
     options: &Options,
 ) -> Result<Exported, Failure> {
     let descriptor = put_documents(root, images, options, Listing::Uncompressed)?;
-    let mut names: Vec<Reference> =
-        options.names.iter().map(|name| name.clone().with_default_tag()).collect();
-    if options.name_canonical {
-        names.extend(options.names.iter().map(|name| name.by_digest(descriptor.digest)));
-    }
     if options.store {
         root.images().add(&descriptor)?;
-        for name in names.iter().filter(|name| name.digest.is_none()) {
+        // What is pushed by digest is a part of something that gets the name later.
+        for name in options.names.iter().filter(|_| !options.push_by_digest) {
             root.tags().set(name, &descriptor)?;
         }
     }
@@ -29,5 +25,21 @@ pub(crate) fn export_image(
         [image] => Some(image.config.id()),
         _ => None,
     };
-    Ok(Exported { descriptor, config, names })
+    let mut exported = Exported { descriptor, config, names: Vec::new() };
+    exported.names = names(options, &exported);
+    Ok(exported)
+}
+
+/// What an image is called that was exported with `options`.
+pub(super) fn names(options: &Options, exported: &Exported) -> Vec<Reference> {
+    let canonical = options.names.iter().map(|name| name.by_digest(exported.descriptor.digest));
+    if options.push_by_digest {
+        return canonical.collect();
+    }
+    let mut names: Vec<Reference> =
+        options.names.iter().map(|name| name.clone().with_default_tag()).collect();
+    if options.name_canonical {
+        names.extend(canonical);
+    }
+    names
 }

@@ -16,6 +16,7 @@ pub(crate) mod push;
 use ::image::config::RootFs;
 use ::image::manifest::media_type;
 use ::image::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, Platform, Reference};
+use store::error::StoreError;
 use store::root::Root;
 
 use crate::failure::Failure;
@@ -52,7 +53,7 @@ pub(crate) struct Exported {
 /// Which descriptor of a layer goes into a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
-    /// Its tar: what costs nothing.
+    /// Its tar, which costs nothing; of a layer that is only known from its registry, what it is there.
     Uncompressed,
     /// The compressed form it was pulled as if that is at hand, else its tar.
     AsPulled,
@@ -104,23 +105,28 @@ fn put_documents(
 
 fn layer(root: &Root, diff_id: &DiffId, oci: bool, listing: Listing) -> Result<Descriptor, Failure> {
     let layers = root.layers();
-    if listing == Listing::AsPulled {
-        for blob in layers.blobs_of(diff_id)?.iter().filter(|blob| blob.level.is_none()) {
-            let algorithm = blob.algorithm;
-            let kind = if oci { algorithm.oci_media_type() } else { algorithm.docker_media_type() };
-            let (Some(kind), true) = (kind, root.blobs().contains(&blob.digest)?) else { continue };
+    let size = layers.size(diff_id)?;
+    if let (Some(size), Listing::Uncompressed) = (size, listing) {
+        return Ok(tar(diff_id, size, oci));
+    }
+    for blob in layers.blobs_of(diff_id)?.iter().filter(|blob| blob.level.is_none()) {
+        let algorithm = blob.algorithm;
+        let kind = if oci { algorithm.oci_media_type() } else { algorithm.docker_media_type() };
+        let at_hand = root.blobs().contains(&blob.digest)?
+            || (listing == Listing::Uncompressed && !layers.locations(&blob.digest)?.is_empty());
+        if let (Some(kind), true) = (kind, at_hand) {
             return Ok(Descriptor { media_type: kind.to_owned(), ..blob.descriptor() });
         }
     }
-    let Some(size) = layers.size(diff_id)? else {
-        // A base that no step needed was not fetched: it is listed as its registry has it.
-        if let Some(blob) = layers.blobs_of(diff_id)?.into_iter().find(|blob| blob.level.is_none()) {
-            return Ok(blob.descriptor());
-        }
-        return Err(store::error::StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
-    };
+    match size {
+        Some(size) => Ok(tar(diff_id, size, oci)),
+        None => Err(StoreError::Missing { what: "layer", name: diff_id.to_string() }.into()),
+    }
+}
+
+fn tar(diff_id: &DiffId, size: u64, oci: bool) -> Descriptor {
     let kind = if oci { media_type::OCI_LAYER } else { media_type::DOCKER_LAYER };
-    Ok(Descriptor::new(kind, diff_id.0, size))
+    Descriptor::new(kind, diff_id.0, size)
 }
 
 /// The config of an image that has one manifest only.
@@ -129,5 +135,162 @@ fn only_config<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> Option<
     match (manifests.next(), manifests.next()) {
         (Some(manifest), None) => Some(manifest.config.digest),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use ::image::layer::{Data, Entry, Kind, LayerWriter};
+    use ::image::manifest::Document;
+    use store::archive::{Files, Loaded, load};
+    use store::compress::Algorithm;
+    use store::layer::LayerBlob;
+
+    use super::*;
+    use crate::request::{Output, OutputKind};
+
+    /// An image an image of one layer for `platform`.
+    pub(crate) fn built(root: &Root, text: &str, architecture: &str) -> AssembledImage {
+        let mut writer = LayerWriter::new(root.layers().create().unwrap());
+        let entry = Entry {
+            path: "file".into(),
+            kind: Kind::File {
+                size: text.len() as u64,
+                offset: 0,
+                content: ::image::ContentDigest::of(text.as_bytes()),
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            xattrs: BTreeMap::new(),
+        };
+        writer.append(entry, Data::New(&mut text.as_bytes())).unwrap();
+        let (new, index) = writer.finish().unwrap();
+        let diff_id = new.commit(index).unwrap().diff_id;
+        let platform = Platform::new("linux", architecture, None);
+        let mut config = ImageConfig::scratch(&platform);
+        config.rootfs.diff_ids.push(diff_id);
+        AssembledImage { config, platform }
+    }
+
+    fn output(kind: OutputKind, dest: Option<&Path>, pairs: &[(&str, &str)]) -> Output {
+        Output {
+            kind,
+            dest: dest.map(Path::to_owned),
+            options: pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        }
+    }
+
+    fn reload(dir: &Path, archive: &Path) -> (Root, Vec<Loaded>) {
+        let root = Root::open(&dir.join(format!("other-{}", archive.display().to_string().len()))).unwrap();
+        let loaded = load(&root, Files::open(&root, archive).unwrap()).unwrap();
+        (root, loaded)
+    }
+
+    #[test]
+    fn an_archive_holds_the_image_as_it_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let image = built(&root, "hello", "amd64");
+        let tags = ["a:1".parse().unwrap()];
+        for (name, kind, pairs, layer_type) in [
+            ("1", OutputKind::Oci, &[("name", "b:2")][..], media_type::OCI_LAYER_GZIP),
+            ("22", OutputKind::Oci, &[("compression", "zstd"), ("tar", "false")], media_type::OCI_LAYER_ZSTD),
+            ("333", OutputKind::Docker, &[("compression", "uncompressed")], media_type::DOCKER_LAYER),
+            ("4444", OutputKind::Docker, &[("annotation.k", "v")], media_type::OCI_LAYER_GZIP),
+        ] {
+            let dest = dir.path().join(name);
+            let output = output(kind, Some(&dest), pairs);
+            let exported =
+                archive::export_archive(&root, std::slice::from_ref(&image), &output, &tags).unwrap();
+            assert_eq!(exported.config, Some(image.config.id()));
+            assert_eq!(dest.is_dir(), name == "22");
+            let (other, loaded) = reload(dir.path(), &dest);
+            assert_eq!(loaded[0].descriptor.digest, exported.descriptor.digest);
+            assert_eq!(loaded[0].names.len(), exported.names.len());
+            let Document::Manifest(manifest) = other.images().document(&loaded[0].descriptor).unwrap() else {
+                panic!("not a manifest");
+            };
+            assert_eq!(manifest.layers[0].media_type, layer_type);
+            assert_eq!(manifest.annotations.contains_key("k"), name == "4444");
+            assert!(other.layers().contains(&image.diff_ids()[0]).unwrap());
+        }
+    }
+
+    #[test]
+    fn several_platforms_make_an_index_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let images = [built(&root, "arm", "arm64"), built(&root, "amd", "amd64")];
+        let dest = dir.path().join("index.tar");
+        let pairs = [("annotation-index.i", "1"), ("annotation-manifest[linux/arm64].m", "2")];
+        let oci = output(OutputKind::Oci, Some(&dest), &pairs);
+        let exported = archive::export_archive(&root, &images, &oci, &[]).unwrap();
+        assert_eq!(exported.config, None);
+        let (other, loaded) = reload(dir.path(), &dest);
+        let Document::Index(index) = other.images().document(&loaded[0].descriptor).unwrap() else {
+            panic!("not an index");
+        };
+        assert_eq!(index.annotations["i"], "1");
+        let platforms: Vec<String> =
+            index.manifests.iter().map(|m| m.platform.as_ref().unwrap().to_string()).collect();
+        assert_eq!(platforms, ["linux/arm64", "linux/amd64"]);
+        let manifests = other.images().manifests(&loaded[0].descriptor).unwrap();
+        let notes: Vec<usize> = manifests.iter().map(|(_, manifest)| manifest.annotations.len()).collect();
+        assert_eq!(notes, [1, 0]);
+
+        let docker = output(OutputKind::Docker, Some(&dest), &[]);
+        assert!(archive::export_archive(&root, &images, &docker, &[]).is_err());
+        // One platform has no index to be annotated.
+        assert!(archive::export_archive(&root, &images[..1], &oci, &[]).is_err());
+    }
+
+    #[test]
+    fn a_base_layer_that_is_only_at_its_registry_keeps_its_compressed_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let mut image = built(&root, "own", "amd64");
+        let base = DiffId(Digest::of(b"base"));
+        image.config.rootfs.diff_ids.insert(0, base);
+        let options = Options::new(&output(OutputKind::Image, None, &[]), &[]).unwrap();
+        let put = || put_documents(&root, std::slice::from_ref(&image), &options, Listing::Uncompressed);
+        assert!(put().is_err(), "nobody has it");
+        let blob = LayerBlob {
+            digest: Digest::of(b"blob"),
+            size: 4,
+            media_type: media_type::DOCKER_LAYER_GZIP.to_owned(),
+            algorithm: Algorithm::Gzip,
+            level: None,
+            annotations: BTreeMap::new(),
+        };
+        root.layers().remember_blob(&base, &blob).unwrap();
+        root.layers().remember_location(&blob.digest, "r:5000", "base").unwrap();
+        let Document::Manifest(manifest) = root.images().document(&put().unwrap()).unwrap() else {
+            panic!("not a manifest");
+        };
+        assert_eq!(manifest.layers[0].digest, blob.digest);
+        assert_eq!(manifest.layers[0].media_type, media_type::OCI_LAYER_GZIP);
+        assert_eq!(manifest.layers[1].digest, image.diff_ids()[1].0);
+    }
+
+    #[test]
+    fn an_image_is_kept_under_all_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let built = built(&root, "x", "amd64");
+        let output = output(OutputKind::Image, None, &[("name", "b:2"), ("name-canonical", "true")]);
+        let tags = ["a:1".parse().unwrap()];
+        let options = Options::new(&output, &tags).unwrap();
+        let exported = image::export_image(&root, std::slice::from_ref(&built), &options).unwrap();
+        assert_eq!(exported.config, Some(built.config.id()));
+        for name in ["a:1", "b:2"] {
+            let found = root.tags().get(&name.parse().unwrap()).unwrap().unwrap();
+            assert_eq!(found.digest, exported.descriptor.digest);
+        }
+        assert_eq!(exported.names.iter().filter(|name| name.digest.is_some()).count(), 2);
     }
 }

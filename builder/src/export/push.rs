@@ -1,16 +1,19 @@
 //! Pushes what was exported, under all of its names.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
-use image::{Descriptor, DiffId};
+use image::{Descriptor, DiffId, Reference};
 use store::push::{self, Watch};
 use store::registry::{Client, Progress as Report, Pushed};
 use store::root::Root;
 
 use super::Exported;
+use super::image::names;
 use super::options::Options;
 use crate::failure::Failure;
 use crate::progress::Task;
+use crate::registry::allow_insecure;
 
 /// Pushes an image as `options` say. What comes back says what the registry has now.
 pub(crate) async fn push(
@@ -20,24 +23,41 @@ pub(crate) async fn push(
     options: &Options,
     task: &Task,
 ) -> Result<Exported, Failure> {
-    if exported.names.is_empty() {
+    if options.names.is_empty() {
         return Err(Failure::usage("a tag is needed to push: give -t NAME"));
     }
+    let client = &match options.insecure {
+        true => insecure(client, &options.names),
+        false => client.clone(),
+    };
     let how = push::Options {
         compression: options.compression,
         force: options.force_compression,
         oci: options.oci,
     };
     let watch = Shown { task, layers: Cell::new(0) };
-    let mut descriptor = exported.descriptor.clone();
-    for name in &exported.names {
+    let stored = exported.descriptor;
+    let mut descriptor = stored.clone();
+    for name in &options.names {
         let target = match options.push_by_digest {
-            true => image::Reference { tag: None, ..name.clone() },
-            false => name.clone(),
+            true => name.by_digest(stored.digest),
+            false => name.clone().with_default_tag(),
         };
-        descriptor = push::push(root, client, &exported.descriptor, &target, &how, &watch).await?;
+        let pushed = push::push(root, client, &stored, &target, &how, &watch).await?;
+        descriptor = Descriptor { annotations: stored.annotations.clone(), ..pushed };
     }
-    Ok(Exported { descriptor, ..exported })
+    let mut pushed = Exported { descriptor, ..exported };
+    pushed.names = names(options, &pushed);
+    Ok(pushed)
+}
+
+/// A client that does not verify the certificates of the registries of `names`.
+fn insecure(client: &Client, names: &[Reference]) -> Client {
+    let mut config = client.config().clone();
+    for registry in names.iter().map(|name| name.registry.as_str()).collect::<BTreeSet<_>>() {
+        allow_insecure(&mut config, registry);
+    }
+    Client::new(config)
 }
 
 /// Tells the display of each layer when it is there.
