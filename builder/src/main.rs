@@ -50,7 +50,13 @@ fn main() -> ExitCode {
 fn run(cli: cli::Cli) -> Result<(), Failure> {
     let variable = |name: &str| std::env::var(name).ok();
     let uid = rustix::process::getuid().as_raw();
-    let session = Session { places: environment::Places::find(cli.root, uid, variable), no_steps: None };
+    let places = environment::Places::find(cli.root, uid, variable);
+    // While there is one thread: later the kernel refuses. What needs no other ids than the user's own works without.
+    let no_steps = match &cli.command {
+        Command::Completion(_) => None,
+        _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
+    };
+    let session = Session { places, no_steps };
     match cli.command {
         Command::Build(args) => commands::build::build(&session, *args),
         Command::Images(args) => commands::images::images(&session, &args),
