@@ -18,16 +18,32 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts one and waits until it answers.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// One that only `user` with the password `secret` may use.
+    pub fn start_with_login() -> Self {
+        // bcrypt of "secret", with the least cost.
+        Self::start_with(Some("user:$2a$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n"))
+    }
+
+    fn start_with(accounts: Option<&str>) -> Self {
         // Bound and released: free a moment later in all likelihood, and nothing else here listens.
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port is free").port();
         let address = format!("127.0.0.1:{port}");
         let data = tempfile::tempdir().expect("a temporary directory can be made");
+        let auth = accounts.map(|accounts| {
+            let path = data.path().join("htpasswd");
+            std::fs::write(&path, accounts).expect("a file can be written");
+            format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", path.display())
+        });
+        let auth = auth.unwrap_or_default();
         let config = data.path().join("config.yml");
         let mut file = std::fs::File::create(&config).expect("a file can be written");
         write!(
             file,
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: {address}}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: {address}}}\n{auth}",
             data.path().join("data").display()
         )
         .expect("a file can be written");

@@ -180,7 +180,7 @@ fn policy(args: &PruneArgs) -> Result<Policy, Failure> {
         match name {
             "until" | "unused-for" => {
                 policy.unused_for =
-                    Some(duration(value).ok_or_else(|| invalid("expected a time such as 24h or 7d"))?)
+                    Some(duration(value).ok_or_else(|| invalid("expected a time such as 24h or 7d"))?);
             }
             "id" => policy.filters.push(Filter::Id(value.to_owned())),
             "type" => {

@@ -81,7 +81,8 @@ fn a_mistake_in_the_dockerfile_is_shown_with_a_suggestion() {
 fn a_step_sees_no_mount_of_the_host() {
     let env = TestEnv::new();
     Base::Busybox.build_in(&env);
-    let context = env.context("mounts", &[("Dockerfile", "FROM busybox:1\nRUN cat /proc/self/mountinfo > /mounts\n")]);
+    let context =
+        env.context("mounts", &[("Dockerfile", "FROM busybox:1\nRUN cat /proc/self/mountinfo > /mounts\n")]);
     let _ = env.rbuild(["-t", "x", &context.display().to_string()]).ok();
     let mounts = env.rbuild(["run", "--rm", "x", "cat", "/mounts"]).ok().stdout;
     let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();

@@ -1,2 +1,6 @@
+mod archives;
 mod first_build;
+mod images;
+mod login;
+mod prune;
 mod static_hello;
