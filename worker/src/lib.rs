@@ -13,6 +13,7 @@ pub mod inside;
 pub mod exec;
 pub mod isolate;
 pub mod mount;
+pub mod probe;
 pub mod sys;
 
 pub mod cache;

@@ -4,15 +4,18 @@
 #![expect(clippy::print_stderr, reason = "tests say aloud what they skip and measure")]
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use solver::op::Security;
 use worker::exec::{
-    Access, ExecError, Exit, Identity, Limit, Lower, Mount, Network, Plan, Root, Secret, Source, SpawnError,
-    Status, Stdio, spawn,
+    Access, Container, ExecError, Exit, Identity, Io, Limit, Lower, Mount, Network, Plan, Root, RunError,
+    Secret, Source, SpawnError, Status, Stdio, run_container, spawn,
 };
+use worker::isolate::network::Publish;
 
 /// A busybox image in one layer, and a place for what is above it.
 struct Box {
@@ -628,6 +631,128 @@ fn a_terminal_is_the_sandboxs_own() {
     });
     assert!(exit.success(), "{exit:?} {out}");
     assert_eq!(out.replace('\r', ""), "/dev/pts/0\n33 77\nhi\n/dev/console\n\n/dev/pts:\n0\nptmx\n");
+}
+
+/// Runs a step whose first process becomes another user, which makes the kernel forget to kill it with its parent.
+#[test]
+#[ignore = "the parent, started and killed by the test below"]
+fn parent() {
+    let b = sandbox!();
+    fs::write(b.path("layer/etc/passwd"), "other:x:77:77::/:/bin/sh\n").unwrap();
+    run(&b.plan(&["su", "other", "-c", "exec sleep 3001"]));
+}
+
+#[test]
+fn a_killed_parent_takes_its_steps_along() {
+    let b = sandbox!();
+    drop(b);
+    let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "parent", "--ignored"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = |done: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !done() && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        done()
+    };
+    let runs = until(&|| running("sleep\u{0}3001") == 1);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(runs && until(&|| running("sleep\u{0}3001") == 0));
+}
+
+fn container(plan: Plan, io: Io) -> Container {
+    Container { plan, io, publish: vec![], stop_signal: libc::SIGTERM, stop_timeout: Duration::from_secs(1) }
+}
+
+fn null() -> [OwnedFd; 3] {
+    let open = || fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap().into();
+    [open(), open(), open()]
+}
+
+#[test]
+fn published_ports_lead_into_the_sandbox() {
+    for network in [Network::None, Network::Host] {
+        let b = sandbox!();
+        let mut plan = b.shell("echo hello | nc -l -p 39471");
+        plan.network = network;
+        let mut container = container(plan, Io::Streams(null()));
+        let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        container.publish = vec![Publish { host, port: 39471 }];
+        let client = std::thread::spawn(move || {
+            // It takes a moment until somebody listens.
+            for _ in 0..400 {
+                let mut text = String::new();
+                if let Ok(mut stream) = std::net::TcpStream::connect(host)
+                    && stream.read_to_string(&mut text).is_ok()
+                    && !text.is_empty()
+                {
+                    return text;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            String::new()
+        });
+        let exit = block(run_container(container)).unwrap();
+        assert_eq!((client.join().unwrap().as_str(), exit.code()), ("hello\n", 0), "{network:?}");
+    }
+}
+
+#[test]
+fn the_callers_terminal_is_relayed_and_left_as_it_was() {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let b = sandbox!();
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let terminal =
+        ioctl_tiocgptpeer(&user, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    let size = rustix::termios::Winsize { ws_row: 21, ws_col: 55, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&terminal, size).unwrap();
+    let before = rustix::termios::tcgetattr(&terminal).unwrap();
+    let (input, output) = (terminal.try_clone().unwrap(), terminal.try_clone().unwrap());
+    let plan = b.shell("stty size; read x; echo got $x; exit 5");
+    rustix::io::write(&user, b"keys\n").unwrap();
+    let exit = block(run_container(container(plan, Io::Terminal { input, output }))).unwrap();
+    assert_eq!(exit.code(), 5);
+    let after = rustix::termios::tcgetattr(&terminal).unwrap();
+    assert_eq!((before.local_modes, before.output_modes), (after.local_modes, after.output_modes));
+    drop(terminal);
+    let mut shown = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = rustix::io::read(&user, &mut buffer) {
+        shown.extend_from_slice(&buffer[..length]);
+    }
+    let shown = String::from_utf8(shown).unwrap().replace('\r', "");
+    assert!(shown.contains("21 55\n") && shown.ends_with("got keys\n"), "{shown:?}");
+    let plan = b.shell("true");
+    let [input, output, _] = null();
+    let refused = block(run_container(container(plan, Io::Terminal { input, output })));
+    assert!(matches!(refused, Err(RunError::NotATerminal)));
+}
+
+#[test]
+fn signals_go_to_the_container_and_the_second_kills_it() {
+    let b = sandbox!();
+    let stop = |number| {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            rustix::process::kill_process(rustix::process::getpid(), number).unwrap();
+        })
+    };
+    let plan = b.shell("trap 'exit 9' USR1; sleep 100 & wait");
+    let mut polite = container(plan, Io::Streams(null()));
+    polite.stop_signal = libc::SIGUSR1;
+    stop(rustix::process::Signal::TERM);
+    assert_eq!(block(run_container(polite)).unwrap().code(), 9);
+    // Process 1 ignores what it does not handle: the time runs out.
+    let deaf = b.plan(&["sleep", "100"]);
+    renew(&deaf);
+    stop(rustix::process::Signal::TERM);
+    assert_eq!(block(run_container(container(deaf, Io::Streams(null())))).unwrap().code(), 137);
 }
 
 /// How long a step takes that does nothing. Not a test of correctness: run it by hand.

@@ -9,6 +9,9 @@
 //! its mounts, which exist in its mount namespace only.
 
 mod child;
+mod guardian;
+pub mod interactive;
+pub mod log;
 pub mod names;
 pub mod plan;
 mod program;
@@ -20,6 +23,7 @@ mod stub;
 mod target;
 mod wait;
 
+pub use interactive::{Container, Io, RunError, run_container};
 pub use plan::{
     Access, Given, Identity, Limit, Lower, Mount, Network, Plan, PlanError, Resolved, Root, Source, plan,
 };

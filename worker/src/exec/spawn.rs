@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fcntl_getfl, fcntl_setfl, open};
@@ -15,6 +16,7 @@ use solver::op::Security;
 use tokio::io::unix::AsyncFd;
 
 use super::child::{self, Files, Setup, Standard};
+use super::guardian;
 use super::plan::{Access, Identity, Limit, Lower, Network, Plan, PlanError, Root, Source};
 use super::program::{NO_INTERPRETER, Program};
 use super::report::{self, Failure, Message, Phase, above_standard};
@@ -147,10 +149,12 @@ impl SpawnError {
 /// Starts the process and returns when the command runs in it. Must be called on the main thread: the kernel kills the
 /// process when the *thread* that made it ends.
 pub async fn spawn(plan: &Plan, stdio: Stdio) -> Result<Child, SpawnError> {
-    let ids = Ids::current();
+    // A process enters a user namespace at its start or never.
+    static IDS: OnceLock<Ids> = OnceLock::new();
+    let ids = IDS.get_or_init(Ids::current);
     let (parent, child) = report::channel().map_err(SpawnError::Prepare)?;
     let (standard, output) = standard(stdio)?;
-    let mut setup = prepare(plan, &ids, standard)?;
+    let mut setup = prepare(plan, ids, standard)?;
     setup.parent = Some(parent);
     setup.report = Some(child);
 
@@ -166,6 +170,7 @@ pub async fn spawn(plan: &Plan, stdio: Stdio) -> Result<Child, SpawnError> {
     let started = Instant::now();
     let cloned =
         clone3(namespaces, &mut |child| child::run(&child, &mut setup)).map_err(SpawnError::Clone)?;
+    guardian::watch(cloned.pidfd.as_fd());
     // From here on the process is killed if this future is dropped.
     let mut process = Child::new(cloned, output, place, started, oom_before).map_err(SpawnError::Prepare)?;
     let parent = setup.parent.take();

@@ -14,13 +14,21 @@ use rustix::fs::statfs;
 /// How often the kernel killed something because memory ran out, as far as this process can see: in its control group,
 /// else on the host.
 pub(crate) fn oom_kills() -> u64 {
-    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    counter(own_file().unwrap_or(Path::new("/proc/vmstat"))).unwrap_or(0)
+}
+
+/// Whether [`oom_kills`] is the count of our own group.
+pub(crate) fn has_own_count() -> bool {
+    own_file().is_some()
+}
+
+fn own_file() -> Option<&'static Path> {
+    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let file = FILE.get_or_init(|| {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let group = counter_file(&own, is_unified()).filter(|file| counter(file).is_some());
-        group.unwrap_or_else(|| PathBuf::from("/proc/vmstat"))
+        counter_file(&own, is_unified()).filter(|file| counter(file).is_some())
     });
-    counter(file).unwrap_or(0)
+    file.as_deref()
 }
 
 /// Whether the host has version 2 only.

@@ -4,6 +4,7 @@ pub mod caps;
 pub mod cgroup;
 pub mod limits;
 pub(crate) mod masks;
+pub mod network;
 pub mod seccomp;
 mod syscalls;
 pub mod userns;

@@ -11,8 +11,13 @@ use tokio::io::unix::AsyncFd;
 
 /// Registers `fd` with the current runtime, to wait until it is readable. Gives it back if that fails.
 pub fn readable(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, Errno)> {
+    register(fd, Interest::READABLE)
+}
+
+/// The same for what `interest` says.
+pub fn register(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, Errno)> {
     // SAFETY: an `OwnedFd` gives out the same open descriptor, its own, until it is dropped.
-    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
     registered.map_err(|error| {
         let (fd, error) = error.into_parts();
         (fd, Errno::from_io_error(&error).unwrap_or(Errno::IO))
