@@ -18,6 +18,8 @@ pub mod sys;
 
 pub mod cache;
 
+pub mod container;
+
 mod file_op;
 mod step;
 

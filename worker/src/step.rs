@@ -16,6 +16,7 @@ use store::directory::{Directory, DirectoryKind};
 use store::layer::Stored;
 use store::lock::KeyLock;
 use store::pool;
+use store::temp::WorkDir;
 
 use crate::diff;
 use crate::error::WorkerError;
@@ -31,7 +32,7 @@ const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
 struct Held {
     directories: Vec<Directory>,
     locks: Vec<KeyLock>,
-    work: Vec<store::temp::WorkDir>,
+    work: Vec<WorkDir>,
 }
 
 impl Worker {
@@ -107,6 +108,13 @@ impl Worker {
 
     /// An overlay over `lowers` whose changes are kept as long as `held`, and where they are kept.
     fn writable(&self, lowers: Vec<Lower>, held: &mut Held) -> Result<(exec::Root, PathBuf), WorkerError> {
+        let (root, upper, dir) = self.writable_overlay(lowers)?;
+        held.work.push(dir);
+        Ok((root, upper))
+    }
+
+    /// An overlay over `lowers`, where its changes are kept, and the directory that both are in.
+    pub(crate) fn writable_overlay(&self, lowers: Vec<Lower>) -> Result<(exec::Root, PathBuf, WorkDir), WorkerError> {
         let dir = self.root().work_dir()?;
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         for path in [&upper, &work] {
@@ -114,10 +122,9 @@ impl Worker {
         }
         // The root directory of the step is the upper directory: everybody may look into it.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&upper, open)
-            .map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
-        held.work.push(dir);
-        Ok((exec::Root::Overlay { lowers, access: Access::Writable { upper: upper.clone(), work } }, upper))
+        fs::set_permissions(&upper, open).map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
+        let root = exec::Root::Overlay { lowers, access: Access::Writable { upper: upper.clone(), work } };
+        Ok((root, upper, dir))
     }
 
     /// What a mount needs.
@@ -238,7 +245,7 @@ impl Worker {
     }
 
     /// Who `user` is in the image.
-    fn identity(&self, tree: &Tree, user: &str) -> Result<Identity, WorkerError> {
+    pub(crate) fn identity(&self, tree: &Tree, user: &str) -> Result<Identity, WorkerError> {
         let open_tar = |layer: &DiffId| self.root().layers().open_tar(layer);
         let (passwd, group) = file::account_files(tree, &open_tar)?;
         let ids = accounts::lookup(&passwd, &group, user)?;

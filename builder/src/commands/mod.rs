@@ -6,6 +6,7 @@ pub(crate) mod explain;
 pub(crate) mod housekeeping;
 pub(crate) mod images;
 pub(crate) mod registry;
+pub(crate) mod run;
 pub(crate) mod transfer;
 
 use std::io::{self, Write};

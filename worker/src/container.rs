@@ -1,0 +1,170 @@
+//! `rbuild run`: an image and what the user says become a [`Plan`].
+
+use std::fs;
+use std::path::PathBuf;
+
+use image::DiffId;
+use image::config::ContainerConfig;
+use solver::op;
+use store::temp::WorkDir;
+
+use crate::error::WorkerError;
+use crate::exec::{self, Access, Lower, Mount, Network, Plan, Root, Source};
+use crate::worker::Worker;
+
+/// A container to be.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The image's layers, bottom first; all are here.
+    pub layers: Vec<DiffId>,
+    /// The volumes that the image declares.
+    pub volumes: Vec<String>,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=value`, complete.
+    pub env: Vec<String>,
+    /// `user[:group]`; empty for root.
+    pub user: String,
+    /// Working directory.
+    pub cwd: String,
+    /// Host name.
+    pub hostname: String,
+    /// Network.
+    pub network: Network,
+    /// Docker's defaults, or everything allowed.
+    pub security: op::Security,
+    /// Files of the host in it.
+    pub binds: Vec<Bind>,
+    /// Empty directories in memory in it.
+    pub tmpfs: Vec<String>,
+    /// Nothing in its root can be changed; volumes still can.
+    pub read_only: bool,
+    /// Entries for `/etc/hosts`.
+    pub hosts: Vec<(String, String)>,
+}
+
+/// `-v host:container[:ro]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host.
+    pub host: PathBuf,
+    /// In the container.
+    pub target: String,
+    /// Nothing in it can be changed.
+    pub readonly: bool,
+}
+
+/// A plan and the directories that it needs, removed when this is dropped.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The plan.
+    pub plan: Plan,
+    _held: Vec<WorkDir>,
+}
+
+impl Spec {
+    /// The command of an image: `entrypoint` (`Some` and empty: none) and `command` of the user take the place of the
+    /// image's; another entrypoint drops the image's command too.
+    pub fn command(config: &ContainerConfig, entrypoint: Option<&str>, command: &[String]) -> Vec<String> {
+        let (mut args, default) = match entrypoint {
+            None => (config.entrypoint.clone().unwrap_or_default(), config.cmd.clone().unwrap_or_default()),
+            Some("") => (Vec::new(), Vec::new()),
+            Some(program) => (vec![program.to_owned()], Vec::new()),
+        };
+        args.extend(if command.is_empty() { default } else { command.to_vec() });
+        args
+    }
+}
+
+impl Worker {
+    /// Makes everything ready that the container's process needs.
+    pub async fn prepare(&self, spec: Spec) -> Result<Prepared, WorkerError> {
+        if let Some(reason) = &self.options().no_steps {
+            return Err(WorkerError::Host(reason.clone()));
+        }
+        let tree = self.tree(&spec.layers)?;
+        let identity = self.identity(&tree, &spec.user)?;
+        let lowers = self.lowers(spec.layers).await?;
+        let mut held = Vec::new();
+        let root = match spec.read_only {
+            true => Root::Overlay { lowers: lowers.clone(), access: Access::ReadOnly },
+            false => self.overlay(lowers.clone(), &mut held)?,
+        };
+        let exec = op::Exec {
+            args: spec.args,
+            env: spec.env,
+            cwd: spec.cwd,
+            user: spec.user,
+            mounts: Vec::new(),
+            network: op::Network::Default,
+            security: spec.security,
+            devices: Vec::new(),
+            hostname: Some(spec.hostname),
+            extra_hosts: Vec::new(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            cgroup_parent: None,
+            scripts: Default::default(),
+            platform: image::Platform::host(),
+            unkeyed: op::Unkeyed { proxy_env: Vec::new(), hosts: spec.hosts },
+        };
+        let resolved = exec::Resolved {
+            root,
+            skeletons: Some(self.root().path().join("skeletons")),
+            mounts: Vec::new(),
+            identity,
+            default_network: spec.network,
+            resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, spec.network == Network::Host),
+        };
+        let mut plan = exec::plan(&exec, resolved)?;
+        if spec.read_only {
+            // Volumes hold data: they can be written to, and begin with what the image has there.
+            for target in spec.volumes {
+                let root = self.overlay(lowers.clone(), &mut held)?;
+                let source = Source::Files { root, path: target.clone() };
+                plan.mounts.push(Mount { target, source, readonly: false });
+            }
+        }
+        for target in spec.tmpfs {
+            plan.mounts.push(Mount { target, source: Source::Tmpfs { size: None }, readonly: false });
+        }
+        for Bind { host, target, readonly } in spec.binds {
+            if !host.exists() {
+                fs::create_dir_all(&host).map_err(|source| WorkerError::Io { path: host.clone(), source })?;
+            }
+            plan.mounts.push(Mount { target, source: Source::Host(host), readonly });
+        }
+        // Parents before what is below them; of two on one path the later is on top.
+        plan.mounts.sort_by_key(|mount| mount.target.split('/').filter(|part| !part.is_empty()).count());
+        plan.check()?;
+        Ok(Prepared { plan, _held: held })
+    }
+
+    fn overlay(&self, lowers: Vec<Lower>, held: &mut Vec<WorkDir>) -> Result<Root, WorkerError> {
+        let (root, _, dir) = self.writable_overlay(lowers)?;
+        held.push(dir);
+        Ok(root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_put_together_as_docker_does() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let config = ContainerConfig {
+            entrypoint: Some(words("entry point")),
+            cmd: Some(words("default args")),
+            ..ContainerConfig::default()
+        };
+        let command = |entrypoint, args: &str| Spec::command(&config, entrypoint, &words(args)).join(" ");
+        assert_eq!(command(None, ""), "entry point default args");
+        assert_eq!(command(None, "x y"), "entry point x y");
+        assert_eq!(command(Some("other"), ""), "other");
+        assert_eq!(command(Some("other"), "x"), "other x");
+        assert_eq!(command(Some(""), "x"), "x");
+        assert_eq!(command(Some(""), ""), "");
+    }
+}
