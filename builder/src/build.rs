@@ -9,7 +9,6 @@ use frontend::diagnostic::{RenderStyle, Severity};
 use frontend::request::{Conversion, Converted, ImageRequest};
 use frontend::{Diagnostic, Dockerfile, lint};
 use image::Platform;
-use solver::op::Source;
 use worker::source::resolve::{ImageError, Images};
 
 use crate::context::Context;
@@ -178,17 +177,6 @@ fn unresolved(parsed: &Parsed, failed: &[(ImageRequest, ImageError)]) -> Failure
         first.report = format!("{}\n{}\n{}", first.report, other.report, other.message);
     }
     first
-}
-
-/// The name of a source, for messages.
-pub(crate) fn source_name(source: &Source) -> String {
-    match source {
-        Source::Image { reference, .. } => reference.familiar(),
-        Source::OciLayout { path, .. } => path.clone(),
-        Source::Local { name, .. } => name.clone(),
-        Source::Git { remote, .. } => remote.clone(),
-        Source::Http { url, .. } => url.clone(),
-    }
 }
 
 #[cfg(test)]

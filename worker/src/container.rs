@@ -9,7 +9,7 @@ use solver::op;
 use store::temp::WorkDir;
 
 use crate::error::WorkerError;
-use crate::exec::{self, Access, Lower, Mount, Network, Plan, Root, Source};
+use crate::exec::{self, Lower, Mount, Network, Plan, Root, Source};
 use crate::worker::Worker;
 
 /// A container to be.
@@ -86,10 +86,7 @@ impl Worker {
         let identity = self.identity(&tree, &spec.user)?;
         let lowers = self.lowers(spec.layers).await?;
         let mut held = Vec::new();
-        let root = match spec.read_only {
-            true => Root::Overlay { lowers: lowers.clone(), access: Access::ReadOnly },
-            false => self.overlay(lowers.clone(), &mut held)?,
-        };
+        let root = self.overlay(lowers.clone(), &mut held)?;
         let exec = op::Exec {
             args: spec.args,
             env: spec.env,
@@ -117,6 +114,7 @@ impl Worker {
             resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, spec.network == Network::Host),
         };
         let mut plan = exec::plan(&exec, resolved)?;
+        plan.read_only = spec.read_only;
         if spec.read_only {
             // Volumes hold data: they can be written to, and begin with what the image has there.
             for target in spec.volumes {

@@ -1,6 +1,6 @@
 //! One RUN: what the op needs is looked up, the process runs in its sandbox, and what it wrote becomes a layer.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -114,7 +114,10 @@ impl Worker {
     }
 
     /// An overlay over `lowers`, where its changes are kept, and the directory that both are in.
-    pub(crate) fn writable_overlay(&self, lowers: Vec<Lower>) -> Result<(exec::Root, PathBuf, WorkDir), WorkerError> {
+    pub(crate) fn writable_overlay(
+        &self,
+        lowers: Vec<Lower>,
+    ) -> Result<(exec::Root, PathBuf, WorkDir), WorkerError> {
         let dir = self.root().work_dir()?;
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         for path in [&upper, &work] {
@@ -122,7 +125,8 @@ impl Worker {
         }
         // The root directory of the step is the upper directory: everybody may look into it.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&upper, open).map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
+        fs::set_permissions(&upper, open)
+            .map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
         let root = exec::Root::Overlay { lowers, access: Access::Writable { upper: upper.clone(), work } };
         Ok((root, upper, dir))
     }

@@ -15,7 +15,8 @@ use bstr::ByteSlice as _;
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, try_join_all};
 use image::layer::LayerIndex;
-use image::tree::{Tree, select};
+use image::tree::Tree;
+use image::tree::select::{self, select};
 use image::{ChainId, ContentDigest, DiffId};
 use solver::cancel::Cancel;
 use solver::definition::{Selector, VertexId};
@@ -118,16 +119,8 @@ impl Worker {
         Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
     }
 
-    pub(crate) fn images(&self) -> &Rc<Images> {
-        &self.images
-    }
-
     pub(crate) fn emit(&self, event: Event) {
         (self.events)(event);
-    }
-
-    pub(crate) fn events(&self) -> Rc<dyn Fn(Event)> {
-        self.events.clone()
     }
 
     /// Now, but no later than `SOURCE_DATE_EPOCH`.
@@ -184,7 +177,7 @@ impl Worker {
             {
                 tracing::warn!("could not keep the stat cache: {error}");
             }
-            let selection = select::select(&walked.tree, &picks(&selector))?;
+            let selection = select(&walked.tree, &picks(&selector))?;
             Ok(Context { directory, walked, selection })
         })
         .await??;
@@ -209,7 +202,7 @@ impl Worker {
             return Ok(Selection::NeedFiles);
         }
         let tree = self.tree(&layers)?;
-        Ok(Selection::Digest(select::select(&tree, &picks(selector))?.digest))
+        Ok(Selection::Digest(select(&tree, &picks(selector))?.digest))
     }
 
     async fn pin_of(&self, source: &Source) -> Result<Pin, WorkerError> {

@@ -124,6 +124,7 @@ fn inside(expected: &str) {
             lowers: vec![Lower::Directory(path("layer"))],
             access: Access::Writable { upper: path("upper"), work: path("work") },
         },
+        read_only: false,
         skeletons: Some(path("skeletons")),
         mounts: vec![Mount { target: "/etc/hosts".into(), source: hosts, readonly: true }],
         args: ["sh", "-c", "echo $$; id -u; cat /etc/hosts; rm -r /old; touch /new; grep CapEff /proc/self/status; \

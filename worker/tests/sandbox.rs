@@ -57,6 +57,7 @@ impl Box {
                 lowers: vec![Lower::Directory(self.path("layer"))],
                 access: Access::Writable { upper: self.path("upper"), work: self.path("work") },
             },
+            read_only: false,
             skeletons: Some(self.path("skeletons")),
             mounts: vec![
                 file("/etc/resolv.conf", "nameserver 192.0.2.1\n"),

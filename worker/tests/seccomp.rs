@@ -148,6 +148,7 @@ fn the_kernel_answers_every_call_as_the_profile_says() {
     }
     let plan = Plan {
         root: Root::Directory { path: "/".into(), readonly: true },
+        read_only: false,
         skeletons: None,
         mounts: vec![],
         args: ["--exact", "probe", "--ignored", "--nocapture", "--test-threads=1"].map(String::from).to_vec(),

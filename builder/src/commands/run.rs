@@ -74,8 +74,13 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
     let stop = args.stop_signal.as_deref().unwrap_or(&config.config.stop_signal);
     let stop_signal = signal(stop).ok_or_else(|| Failure::usage(format!("unknown signal {stop:?}")))?;
     let prepared = worker.prepare(spec).await.map_err(|error| Failure::from_worker(&error))?;
-    let container =
-        Container { plan: prepared.plan.clone(), io: io(args)?, publish, stop_signal, stop_timeout: STOP_TIMEOUT };
+    let container = Container {
+        plan: prepared.plan.clone(),
+        io: io(args)?,
+        publish,
+        stop_signal,
+        stop_timeout: STOP_TIMEOUT,
+    };
     match run_container(container).await {
         Ok(exit) => Ok(match exit.status {
             Status::Code(code) => u8::try_from(code).unwrap_or(1),
@@ -181,13 +186,16 @@ fn environment(
     for path in &args.env_file {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::usage(format!("could not read {}: {error}", path.display())))?;
-        let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let lines =
+            text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
         given.extend(lines.map(str::to_owned));
     }
     given.extend(args.env.iter().cloned());
     for text in given {
         match text.split_once('=') {
-            Some(("", _)) => return Err(Failure::usage(format!("invalid variable {text:?}: it has no name"))),
+            Some(("", _)) => {
+                return Err(Failure::usage(format!("invalid variable {text:?}: it has no name")));
+            }
             Some((name, value)) => config.set_env(name, value),
             None => {
                 if let Some(value) = variable(&text) {
@@ -257,7 +265,8 @@ fn port(text: &str) -> Result<Publish, Failure> {
 
 fn host(text: &str) -> Result<(String, String), Failure> {
     let pair = text.split_once('=').or_else(|| text.split_once(':'));
-    let (name, address) = pair.ok_or_else(|| Failure::usage(format!("invalid --add-host {text:?}: expected host:address")))?;
+    let (name, address) =
+        pair.ok_or_else(|| Failure::usage(format!("invalid --add-host {text:?}: expected host:address")))?;
     let address = if address == "host-gateway" { "127.0.0.1" } else { address.trim_matches(['[', ']']) };
     match address.parse::<IpAddr>() {
         Ok(_) => Ok((name.to_owned(), address.to_owned())),
@@ -267,13 +276,16 @@ fn host(text: &str) -> Result<(String, String), Failure> {
 
 /// Twelve hex digits, as Docker names containers that nobody names.
 fn hostname() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
     image::Digest::of(format!("{} {now}", std::process::id()).as_bytes()).short()
 }
 
 fn io(args: &RunArgs) -> Result<Io, Failure> {
     let copy = |fd: std::os::fd::BorrowedFd<'_>| {
-        fd.try_clone_to_owned().map_err(|error| Failure::new(Class::Host, format!("could not use standard streams: {error}")))
+        fd.try_clone_to_owned()
+            .map_err(|error| Failure::new(Class::Host, format!("could not use standard streams: {error}")))
     };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     if args.tty {
@@ -291,9 +303,9 @@ fn io(args: &RunArgs) -> Result<Io, Failure> {
 /// The number of `SIGTERM`, `TERM` or `15`; of nothing, that of `SIGTERM`.
 fn signal(name: &str) -> Option<i32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     if name.is_empty() {
         return signal("TERM");
@@ -304,7 +316,11 @@ fn signal(name: &str) -> Option<i32> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = bare.strip_prefix("RTMIN+") {
-        return offset.parse::<i32>().ok().map(|offset| 34 + offset).filter(|number| (34..=64).contains(number));
+        return offset
+            .parse::<i32>()
+            .ok()
+            .map(|offset| 34 + offset)
+            .filter(|number| (34..=64).contains(number));
     }
     let index = NAMES.iter().position(|known| *known == bare)?;
     i32::try_from(index + 1).ok()
@@ -335,7 +351,9 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (name, number) in [("", 15), ("SIGTERM", 15), ("int", 2), ("9", 9), ("SIGRTMIN+3", 37), ("SYS", 31)] {
+        for (name, number) in
+            [("", 15), ("SIGTERM", 15), ("int", 2), ("9", 9), ("SIGRTMIN+3", 37), ("SYS", 31)]
+        {
             assert_eq!(signal(name), Some(number), "{name}");
         }
         for name in ["SIGWHAT", "0", "65", "RTMIN+99"] {
@@ -348,8 +366,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         std::fs::write(&file, "# no\nA=file\nB=file\n\nFROM_HERE\n").unwrap();
-        let args =
-            RunArgs { env: vec!["B=flag".into(), "UNSET".into()], env_file: vec![file], ..RunArgs::default() };
+        let args = RunArgs {
+            env: vec!["B=flag".into(), "UNSET".into()],
+            env_file: vec![file],
+            ..RunArgs::default()
+        };
         let image = ContainerConfig { env: vec!["A=image".into(), "C=image".into()], ..Default::default() };
         let variable = |name: &str| (name == "FROM_HERE").then(|| "here".to_owned());
         let env = environment(&args, &image, "h", &variable).unwrap();

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use bstr::{BString, ByteSlice as _};
+use bstr::BString;
 use image::DiffId;
 use image::layer::{Data, Entry, Kind, LayerWriter};
 use image::tree::{InodeId, Location, Tree};
@@ -208,6 +208,7 @@ impl Read for Range<'_> {
 
 #[cfg(test)]
 mod tests {
+    use bstr::ByteSlice as _;
     use store::root::Root;
 
     use super::*;

@@ -126,6 +126,8 @@ pub enum Network {
 pub struct Plan {
     /// Its root.
     pub root: Root,
+    /// Nothing in the root can be changed by the process; mount points are still made in it before.
+    pub read_only: bool,
     /// A directory (same file system as upper directories, for the owner only) in which mount points that images lack
     /// are kept as a lowest layer, so that they need not be made in every upper directory. See [`super::skeleton`].
     pub skeletons: Option<PathBuf>,
@@ -266,6 +268,7 @@ pub fn plan(exec: &op::Exec, resolved: Resolved) -> Result<Plan, PlanError> {
 
     let plan = Plan {
         root: resolved.root,
+        read_only: false,
         skeletons: resolved.skeletons,
         mounts,
         args: exec.args.clone(),

@@ -232,7 +232,7 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
         own_network: plan.network == Network::None,
         hostname: plan.hostname.clone().into_bytes(),
         root,
-        read_only_root,
+        read_only_root: read_only_root || plan.read_only,
         mounts,
         cgroup2: cgroup::is_unified(),
         shm_size: number(plan.shm_size),
