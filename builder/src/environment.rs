@@ -1,6 +1,6 @@
 //! What the environment says: where state and configuration are. Read here once, and nowhere else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Places that commands need.
 #[derive(Clone, Debug)]
@@ -13,13 +13,23 @@ pub(crate) struct Places {
     pub(crate) other_auth_files: Vec<PathBuf>,
     /// Directories with certificates, one a registry.
     pub(crate) certs_dirs: Vec<PathBuf>,
-    /// `buildkitd.toml` and `daemon.json`: what they say of registries.
+    /// `rbuild.toml`, the user's before the system's.
+    pub(crate) config_files: Vec<PathBuf>,
+    /// The configuration file was given: there is no other, and it has to be there.
+    pub(crate) config_is_given: bool,
+    /// `rbuild.toml`, `buildkitd.toml` and `daemon.json`: what they say of registries.
     pub(crate) daemon_files: Vec<PathBuf>,
 }
 
 impl Places {
-    /// `root` is what was given on the command line. Call it before a user namespace is entered: `uid` is the user's.
-    pub(crate) fn find(root: Option<PathBuf>, uid: u32, variable: impl Fn(&str) -> Option<String>) -> Self {
+    /// `root` and `config` are what was given on the command line. Call it before a user namespace is entered: `uid` is
+    /// the user's.
+    pub(crate) fn find(
+        root: Option<PathBuf>,
+        config: Option<&Path>,
+        uid: u32,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let home = PathBuf::from(set("HOME").unwrap_or_else(|| "/".to_owned()));
         let root = root.unwrap_or_else(|| match (uid, set("XDG_DATA_HOME")) {
@@ -31,10 +41,14 @@ impl Places {
         let runtime = set("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("containers/auth.json"));
         let registry_auth = set("REGISTRY_AUTH_FILE").map(PathBuf::from);
         // The user's own configuration goes before the system's.
-        let config = set("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
+        let user = set("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
+        let config_files: Vec<PathBuf> = match config {
+            Some(path) => vec![path.to_owned()],
+            None => vec![user.join("rbuild/rbuild.toml"), "/etc/rbuild/rbuild.toml".into()],
+        };
         let configs: Vec<PathBuf> = match uid {
             0 => vec!["/etc".into()],
-            _ => vec![config, "/etc".into()],
+            _ => vec![user, "/etc".into()],
         };
         let below = |names: [&str; 2]| -> Vec<PathBuf> {
             configs.iter().flat_map(|dir| names.map(|name| dir.join(name))).collect()
@@ -44,7 +58,13 @@ impl Places {
             docker_config: docker.join("config.json"),
             other_auth_files: registry_auth.into_iter().chain(runtime).collect(),
             certs_dirs: below(["docker/certs.d", "containers/certs.d"]),
-            daemon_files: below(["buildkit/buildkitd.toml", "docker/daemon.json"]),
+            daemon_files: config_files
+                .iter()
+                .cloned()
+                .chain(below(["buildkit/buildkitd.toml", "docker/daemon.json"]))
+                .collect(),
+            config_files,
+            config_is_given: config.is_some(),
         }
     }
 }
@@ -58,7 +78,7 @@ mod tests {
         let find = |uid, vars: &[(&str, &str)]| {
             let vars: std::collections::HashMap<String, String> =
                 vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            Places::find(None, uid, |name| vars.get(name).cloned())
+            Places::find(None, None, uid, |name| vars.get(name).cloned())
         };
         assert_eq!(find(0, &[("HOME", "/root")]).root, PathBuf::from("/var/lib/rbuild"));
         assert_eq!(find(7, &[("HOME", "/h")]).root, PathBuf::from("/h/.local/share/rbuild"));

@@ -5,6 +5,7 @@
 mod build;
 mod cli;
 mod commands;
+mod config;
 mod context;
 mod environment;
 mod export;
@@ -19,20 +20,37 @@ mod show;
 
 use std::process::ExitCode;
 
-use cli::Command;
+use cli::{Command, ParseError};
 use commands::Session;
+use config::Config;
+use environment::Places;
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = match cli::parse(std::env::args_os()) {
-        Ok(cli) => cli,
+    let variable = |name: &str| std::env::var(name).ok();
+    let uid = rustix::process::getuid().as_raw();
+    let configured =
+        |config: Option<&std::path::Path>| Config::read(&Places::find(None, config, uid, variable));
+    let result = match cli::parse(std::env::args_os(), configured) {
+        Ok(cli) => configured(cli.config.as_deref()).and_then(|config| {
+            let root = cli.root.clone().or_else(|| config.root.clone());
+            let places = Places::find(root, cli.config.as_deref(), uid, variable);
+            // While there is one thread: later the kernel refuses. What needs no other ids than the user's own works
+            // without.
+            let no_steps = match &cli.command {
+                Command::Completion(_) => None,
+                _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
+            };
+            run(cli, &Session { places, config, no_steps })
+        }),
         // Help and version are errors to clap, with code 0.
-        Err(error) => {
+        Err(ParseError::Clap(error)) => {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
         }
+        Err(ParseError::Failure(failure)) => Err(failure),
     };
-    match run(cli) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let text = failure.to_string();
@@ -47,33 +65,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: cli::Cli) -> Result<(), Failure> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let uid = rustix::process::getuid().as_raw();
-    let places = environment::Places::find(cli.root, uid, variable);
-    // While there is one thread: later the kernel refuses. What needs no other ids than the user's own works without.
-    let no_steps = match &cli.command {
-        Command::Completion(_) => None,
-        _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
-    };
-    let session = Session { places, no_steps };
+fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
     match cli.command {
-        Command::Build(args) => commands::build::build(&session, *args),
-        Command::Images(args) => commands::images::images(&session, &args),
-        Command::Rmi(args) => commands::images::rmi(&session, &args),
-        Command::Tag(args) => commands::images::tag(&session, &args),
-        Command::History(args) => commands::images::history(&session, &args),
-        Command::Inspect(args) => commands::images::inspect(&session, &args),
-        Command::Push(args) => commands::registry::push(&session, &args),
-        Command::Pull(args) => commands::registry::pull(&session, &args),
-        Command::Login(args) => commands::registry::login(&session, &args),
-        Command::Logout(args) => commands::registry::logout(&session, &args),
-        Command::Explain(args) => commands::explain::explain(&session, &args),
-        Command::Run(args) => commands::run::run(&session, &args),
-        Command::Save(args) => commands::archive::save(&session, &args),
-        Command::Load(args) => commands::archive::load(&session, &args),
-        Command::Du(args) => commands::housekeeping::du(&session, &args),
-        Command::Prune(args) => commands::housekeeping::prune(&session, &args),
+        Command::Build(args) => commands::build::build(session, *args),
+        Command::Images(args) => commands::images::images(session, &args),
+        Command::Rmi(args) => commands::images::rmi(session, &args),
+        Command::Tag(args) => commands::images::tag(session, &args),
+        Command::History(args) => commands::images::history(session, &args),
+        Command::Inspect(args) => commands::images::inspect(session, &args),
+        Command::Push(args) => commands::registry::push(session, &args),
+        Command::Pull(args) => commands::registry::pull(session, &args),
+        Command::Login(args) => commands::registry::login(session, &args),
+        Command::Logout(args) => commands::registry::logout(session, &args),
+        Command::Explain(args) => commands::explain::explain(session, &args),
+        Command::Run(args) => commands::run::run(session, &args),
+        Command::Save(args) => commands::archive::save(session, &args),
+        Command::Load(args) => commands::archive::load(session, &args),
+        Command::Du(args) => commands::housekeeping::du(session, &args),
+        Command::Prune(args) => commands::housekeeping::prune(session, &args),
         Command::Completion(args) => commands::completion(&args),
         other => Err(Failure::usage(format!("not built yet: {other:?}"))),
     }

@@ -1,8 +1,8 @@
 //! How registries are reached: credentials, certificates, mirrors and insecure hosts, from this host's files.
 //!
-//! Credential files are named here and read by `store` when a registry asks for a login. Hosts come from
-//! `buildkitd.toml` (`[registry."name"]`), so a host set up for BuildKit needs no second configuration; Docker's own
-//! `daemon.json` is read for its insecure registries and mirrors.
+//! Credential files are named here and read by `store` when a registry asks for a login. Hosts come from `rbuild.toml`
+//! (`[registry."name"]`) and from `buildkitd.toml`, which has the same tables, so a host set up for BuildKit needs no
+//! second configuration; Docker's own `daemon.json` is read for its insecure registries and mirrors.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,9 +25,9 @@ pub(crate) fn config(places: &Places) -> Result<Config, Failure> {
     let mut hosts = BTreeMap::new();
     for path in &places.daemon_files {
         let Some(text) = read(path)? else { continue };
-        let parsed = match path.extension().is_some_and(|extension| extension == "toml") {
-            true => from_buildkit(&text),
-            false => from_docker(&text),
+        let parsed = match path.extension().is_some_and(|extension| extension == "json") {
+            true => from_docker(&text),
+            false => from_buildkit(&text),
         };
         let found = parsed.map_err(|reason| {
             Failure::new(Class::Host, format!("could not read registries from {}: {reason}", path.display()))
@@ -52,6 +52,32 @@ pub(crate) fn credentials(places: &Places) -> Credentials {
         config: Some(places.docker_config.clone()),
         fallbacks: places.other_auth_files.clone(),
     }
+}
+
+/// The proxies that Docker's configuration has for containers: names and values as RUN gets them, in both cases.
+pub(crate) fn proxies(places: &Places) -> Vec<(String, String)> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct File {
+        proxies: BTreeMap<String, BTreeMap<String, String>>,
+    }
+    let text = std::fs::read(&places.docker_config).unwrap_or_default();
+    let file: File = serde_json::from_slice(&text).unwrap_or_default();
+    let default = file.proxies.get("default").into_iter().flatten();
+    default
+        .filter_map(|(key, value)| {
+            let name = match key.as_str() {
+                "httpProxy" => "HTTP_PROXY",
+                "httpsProxy" => "HTTPS_PROXY",
+                "ftpProxy" => "FTP_PROXY",
+                "noProxy" => "NO_PROXY",
+                "allProxy" => "ALL_PROXY",
+                _ => return None,
+            };
+            Some([(name.to_owned(), value.clone()), (name.to_ascii_lowercase(), value.clone())])
+        })
+        .flatten()
+        .collect()
 }
 
 /// Lets a registry be reached without verified certificates, as `registry.insecure=true` asks.

@@ -34,6 +34,8 @@ pub(crate) struct BuildRequest {
     pub(crate) shm_size: Option<u64>,
     pub(crate) ulimits: Vec<String>,
     pub(crate) cgroup_parent: Option<String>,
+    /// `--resource`: limits of steps, by name.
+    pub(crate) resources: BTreeMap<String, String>,
     pub(crate) call: Call,
     pub(crate) explain: bool,
     pub(crate) jobs: usize,
@@ -188,7 +190,10 @@ impl BuildRequest {
                 .platform
                 .iter()
                 .filter(|text| !text.is_empty())
-                .map(|text| text.parse().map_err(|error| Failure::usage(format!("{error}"))))
+                .map(|text| match text.as_str() {
+                    "local" => Ok(Platform::host()),
+                    text => text.parse().map_err(|error| Failure::usage(format!("{error}"))),
+                })
                 .collect::<Result<_, _>>()?,
             no_cache: args.no_cache,
             no_cache_filter: args.no_cache_filter,
@@ -214,6 +219,7 @@ impl BuildRequest {
             shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
             ulimits: args.ulimits,
             cgroup_parent: args.cgroup_parent,
+            resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
             call: call(&args.call, args.check)?,
             explain: args.explain,
             jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {
@@ -224,7 +230,7 @@ impl BuildRequest {
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,
             source_date_epoch,
-            proxy_env: proxies(environment),
+            proxy_env: Vec::new(),
         })
     }
 }
@@ -399,6 +405,30 @@ fn ssh(text: &str, environment: Environment<'_>) -> Result<(String, Vec<PathBuf>
     Ok((if id.is_empty() { "default" } else { id }.to_owned(), paths))
 }
 
+fn resources<'a>(texts: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, String>, Failure> {
+    let known =
+        ["memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"];
+    let mut all = BTreeMap::new();
+    for text in texts {
+        let invalid = |why: &str| Failure::usage(format!("invalid --resource {text:?}: {why}"));
+        for field in csv(text).map_err(|error| invalid(&error))? {
+            let (name, value) = field.split_once('=').ok_or_else(|| invalid("expected key=value"))?;
+            match name {
+                "memory" | "memory-swap" if value != "-1" => {
+                    parse_size(name, value)?;
+                }
+                "cpu-shares" | "cpu-period" | "cpu-quota" => {
+                    value.parse::<i64>().map_err(|_| invalid(&format!("{value:?} is no number")))?;
+                }
+                name if known.contains(&name) => {}
+                _ => return Err(invalid(&format!("expected one of {}", known.join(", ")))),
+            }
+            all.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    Ok(all)
+}
+
 fn extra_host(text: &str) -> Result<(String, String), Failure> {
     let pair = text.split_once('=').or_else(|| text.split_once(':'));
     match pair {
@@ -430,13 +460,6 @@ fn pairs_from_environment(texts: &[String], environment: Environment<'_>) -> Vec
 fn split_pair(text: &str) -> (String, String) {
     let (name, value) = text.split_once('=').unwrap_or((text, ""));
     (name.to_owned(), value.to_owned())
-}
-
-/// The proxy variables that RUN gets without being asked.
-fn proxies(environment: Environment<'_>) -> Vec<(String, String)> {
-    // Like buildx, the client's own environment is not handed on; only `--build-arg` and the config file decide.
-    let _ = environment;
-    Vec::new()
 }
 
 fn is_remote(text: &str) -> bool {

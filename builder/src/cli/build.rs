@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args};
+use clap::Args;
 
 /// Flags of `build`.
 #[derive(Debug, Default, Args)]
@@ -13,11 +13,11 @@ pub(crate) struct BuildArgs {
     pub(crate) tags: Vec<String>,
 
     /// Dockerfile: a path, `-` for standard input, or a URL [default: CONTEXT/Dockerfile]
-    #[arg(short, long, value_name = "FILE", env = "RBUILD_FILE")]
+    #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<String>,
 
     /// Stage to build [default: the last one]
-    #[arg(long, value_name = "STAGE", env = "RBUILD_TARGET")]
+    #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
 
     /// Set a build-time variable; without a value it is taken from the environment
@@ -29,7 +29,7 @@ pub(crate) struct BuildArgs {
     pub(crate) build_contexts: Vec<String>,
 
     /// Platform of the result, `os/arch[/variant]`; several separated by commas
-    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM", value_delimiter = ',')]
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     pub(crate) platform: Vec<String>,
 
     /// Where the result goes: `type=image|registry|oci|docker|local|tar[,dest=..][,push=true]..`, or a directory
@@ -37,23 +37,23 @@ pub(crate) struct BuildArgs {
     pub(crate) outputs: Vec<String>,
 
     /// Push the image to its registry (`--output type=registry`)
-    #[arg(long, env = "RBUILD_PUSH")]
+    #[arg(long)]
     pub(crate) push: bool,
 
     /// Load the image into Docker as well (`--output type=docker`)
-    #[arg(long, env = "RBUILD_LOAD")]
+    #[arg(long)]
     pub(crate) load: bool,
 
     /// Print nothing but the image ID
-    #[arg(short, long, env = "RBUILD_QUIET")]
+    #[arg(short, long)]
     pub(crate) quiet: bool,
 
     /// How progress is shown
-    #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    #[arg(long, value_name = "MODE", default_value = "auto")]
     pub(crate) progress: String,
 
     /// Run every step again
-    #[arg(long, env = "RBUILD_NO_CACHE")]
+    #[arg(long)]
     pub(crate) no_cache: bool,
 
     /// Stages whose steps run again
@@ -61,7 +61,7 @@ pub(crate) struct BuildArgs {
     pub(crate) no_cache_filter: Vec<String>,
 
     /// Ask the registry for newer base images
-    #[arg(long, env = "RBUILD_PULL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = ArgAction::Set)]
+    #[arg(long)]
     pub(crate) pull: bool,
 
     /// Set metadata of the image
@@ -108,6 +108,10 @@ pub(crate) struct BuildArgs {
     #[arg(long = "ulimit", value_name = "LIMIT")]
     pub(crate) ulimits: Vec<String>,
 
+    /// Resources of steps: `memory=,memory-swap=,cpu-shares=,cpu-period=,cpu-quota=,cpuset-cpus=,cpuset-mems=`
+    #[arg(long = "resource", value_name = "KEY=VALUE")]
+    pub(crate) resources: Vec<String>,
+
     /// Parent cgroup of steps
     #[arg(long, value_name = "CGROUP")]
     pub(crate) cgroup_parent: Option<String>,
@@ -129,7 +133,7 @@ pub(crate) struct BuildArgs {
     pub(crate) check: bool,
 
     /// Say for each step why it was cached or not
-    #[arg(long, env = "RBUILD_EXPLAIN")]
+    #[arg(long)]
     pub(crate) explain: bool,
 
     /// Provenance attestation: `true`, `false`, `mode=min|max`
@@ -145,7 +149,7 @@ pub(crate) struct BuildArgs {
     pub(crate) attest: Vec<String>,
 
     /// Steps that run at the same time [default: number of CPUs]
-    #[arg(long, value_name = "N", env = "RBUILD_JOBS")]
+    #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
 
     /// Context: a directory, `-` for standard input, or a URL
@@ -153,7 +157,47 @@ pub(crate) struct BuildArgs {
     pub(crate) context: String,
 
     #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    #[command(flatten)]
     pub(crate) ignored: IgnoredArgs,
+}
+
+/// The older spellings of `--resource`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct LimitArgs {
+    #[arg(short, long, hide = true, value_name = "SIZE")]
+    memory: Option<String>,
+    #[arg(long, hide = true, value_name = "SIZE")]
+    memory_swap: Option<String>,
+    #[arg(short, long, hide = true, value_name = "N")]
+    cpu_shares: Option<String>,
+    #[arg(long, hide = true, value_name = "N")]
+    cpu_period: Option<String>,
+    #[arg(long, hide = true, value_name = "N")]
+    cpu_quota: Option<String>,
+    #[arg(long, hide = true, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    #[arg(long, hide = true, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+}
+
+impl LimitArgs {
+    /// As `--resource` says it.
+    pub(crate) fn resources(&self) -> Vec<String> {
+        [
+            ("memory", &self.memory),
+            ("memory-swap", &self.memory_swap),
+            ("cpu-shares", &self.cpu_shares),
+            ("cpu-period", &self.cpu_period),
+            ("cpu-quota", &self.cpu_quota),
+            ("cpuset-cpus", &self.cpuset_cpus),
+            ("cpuset-mems", &self.cpuset_mems),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)))
+        .collect()
+    }
 }
 
 /// Flags of older builders: accepted and without effect, so that scripts go on working.

@@ -1,12 +1,14 @@
 //! The command line as it is typed. What it means is in `request`; what it does in `commands`.
 
 mod build;
+pub(crate) mod defaults;
 mod image;
 mod run;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use build::BuildArgs;
 pub(crate) use image::{
@@ -14,6 +16,9 @@ pub(crate) use image::{
     LoginArgs, LogoutArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
 };
 pub(crate) use run::RunArgs;
+
+use crate::failure::Failure;
+use defaults::Defaults;
 
 /// Build OCI images from Dockerfiles: no daemon, no root.
 ///
@@ -23,7 +28,11 @@ pub(crate) use run::RunArgs;
 pub(crate) struct Cli {
     /// State directory [default: /var/lib/rbuild for root, else $XDG_DATA_HOME/rbuild]
     #[arg(long, global = true, env = "RBUILD_ROOT", value_name = "DIR", hide_env_values = true)]
-    pub(crate) root: Option<std::path::PathBuf>,
+    pub(crate) root: Option<PathBuf>,
+
+    /// Configuration file, in place of those of the user and the system
+    #[arg(long, global = true, env = "RBUILD_CONFIG", value_name = "FILE", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -71,32 +80,69 @@ pub(crate) enum Command {
     Completion(CompletionArgs),
 }
 
-/// Reads the command line `args` (program name first). A first argument that is no command starts a build.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(with_default_command(args.into_iter().collect()))
+/// The whole command line, as clap knows it.
+pub(crate) fn command() -> clap::Command {
+    Cli::command().mut_subcommand("build", |build| build.mut_args(defaults::with_values))
 }
 
-/// Puts `build` before the first argument if what follows the global options is no command's name.
-fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
-    use clap::CommandFactory as _;
-    let command = Cli::command();
+/// Reads the command line `args` (program name first). A first argument that is no command starts a build. `defaults`
+/// says what stands in for flags of a build; it is asked with the value of `--config`.
+pub(crate) fn parse<D: Defaults>(
+    args: impl IntoIterator<Item = OsString>,
+    defaults: impl FnOnce(Option<&Path>) -> Result<D, Failure>,
+) -> Result<Cli, ParseError> {
+    let command = command();
+    let (mut args, at) = with_default_command(&command, args.into_iter().collect());
+    let matches = command.clone().try_get_matches_from(&args)?;
+    let Some(("build", build)) = matches.subcommand() else { return Ok(Cli::from_arg_matches(&matches)?) };
+    let defaults = defaults(matches.get_one::<PathBuf>("config").map(PathBuf::as_path))?;
+    let description = command.find_subcommand("build").expect("it was matched");
+    let more = defaults::arguments(description, build, &defaults);
+    args.splice(at + 1..=at, more);
+    Ok(Cli::from_arg_matches(&command.try_get_matches_from(&args)?)?)
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub(crate) enum ParseError {
+    /// Help, a version, or a mistake.
+    Clap(clap::Error),
+    /// The configuration could not be read.
+    Failure(Failure),
+}
+
+impl From<clap::Error> for ParseError {
+    fn from(error: clap::Error) -> Self {
+        Self::Clap(error)
+    }
+}
+
+impl From<Failure> for ParseError {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// Puts `build` before the first argument if what follows the global options is no command's name. Also says where the
+/// command is.
+fn with_default_command(command: &clap::Command, mut args: Vec<OsString>) -> (Vec<OsString>, usize) {
     let mut at = 1;
     while let Some(arg) = args.get(at).and_then(|arg| arg.to_str()) {
         match arg {
-            "--root" => at += 2,
-            _ if arg.starts_with("--root=") => at += 1,
+            "--root" | "--config" => at += 2,
+            _ if arg.starts_with("--root=") || arg.starts_with("--config=") => at += 1,
             _ => break,
         }
     }
-    let Some(first) = args.get(at).map(|arg| arg.to_string_lossy().into_owned()) else { return args };
+    let Some(first) = args.get(at).map(|arg| arg.to_string_lossy().into_owned()) else { return (args, at) };
     let is_command = command.find_subcommand(&first).is_some() || first == "help";
     let is_global = matches!(first.as_str(), "-h" | "--help" | "-V" | "--version");
     // A misspelt command would become a context directory: only what looks like build arguments starts a build.
     let looks_like_build = first.starts_with('-') || first.contains(['/', '.', ':']);
-    if !is_command && !is_global && (looks_like_build || std::path::Path::new(&first).is_dir()) {
+    if !is_command && !is_global && (looks_like_build || Path::new(&first).is_dir()) {
         args.insert(at, "build".into());
     }
-    args
+    (args, at)
 }
 
 #[cfg(test)]
@@ -104,7 +150,8 @@ mod tests {
     use super::*;
 
     fn with_default(words: &[&str]) -> Vec<String> {
-        with_default_command(words.iter().map(OsString::from).collect())
+        with_default_command(&command(), words.iter().map(OsString::from).collect())
+            .0
             .into_iter()
             .map(|arg| arg.into_string().unwrap())
             .collect()
@@ -126,7 +173,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -37,7 +37,11 @@ use crate::request::{BuildRequest, Call, Output, OutputKind, SecretSource};
 
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
-    let request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
+    let mut request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
+    request.proxy_env = crate::registry::proxies(&session.places);
+    if !request.resources.is_empty() {
+        super::eprint("WARNING: --resource has no effect: steps share the resources of rbuild itself\n");
+    }
     let root = session.open()?;
     let unpacked = Unpacked { root: root.clone(), held: RefCell::default() };
     let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
@@ -45,7 +49,11 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     session.runtime()?.block_on(async {
         let build = Build { session, request: &request, root: &root, context: &context, parsed: &parsed };
         super::until_interrupted(|cancel| build.run(cancel)).await
-    })
+    })?;
+    if let Some(limit) = session.config.limit {
+        root.prune(&store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() })?;
+    }
+    Ok(())
 }
 
 /// One build and all it was asked with.

@@ -15,7 +15,8 @@ use solver::cancel::Cancel;
 use store::root::Root;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, CompletionArgs};
+use crate::cli::CompletionArgs;
+use crate::config::Config;
 use crate::environment::Places;
 use crate::failure::{Class, Failure, OrFail as _};
 
@@ -23,6 +24,8 @@ use crate::failure::{Class, Failure, OrFail as _};
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) places: Places,
+    /// What the configuration files say.
+    pub(crate) config: Config,
     /// Why this host cannot run steps, if it cannot.
     pub(crate) no_steps: Option<String>,
 }
@@ -50,8 +53,7 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
 
 /// `rbuild completion`
 pub(crate) fn completion(args: &CompletionArgs) -> Result<(), Failure> {
-    use clap::CommandFactory as _;
-    let mut command = Cli::command();
+    let mut command = crate::cli::command();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "rbuild", &mut script);
     print(|out| out.write_all(&script))
