@@ -475,6 +475,43 @@ fn binds_show_a_part_of_another_root_and_links_stay_in_it() {
 }
 
 #[test]
+fn layers_can_be_mounts_that_are_attached_nowhere() {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let b = sandbox!();
+    let one = b.path("one");
+    fs::create_dir(&one).unwrap();
+    fs::write(one.join("a"), "a").unwrap();
+    let mount = |path: &Path| {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Lower::Mount(std::sync::Arc::new(open_tree(rustix::fs::CWD, path, flags).unwrap()))
+    };
+    let mut plan = b.shell("cat /a /m/a; ls /m; echo x > /new");
+    let access = Access::Writable { upper: b.path("upper"), work: b.path("work") };
+    plan.root = Root::Overlay { lowers: vec![mount(&b.path("layer")), mount(&one)], access };
+    let only = Root::Overlay { lowers: vec![mount(&one)], access: Access::ReadOnly };
+    plan.mounts.push(Mount {
+        target: "/m".into(),
+        source: Source::Files { root: only, path: "/".into() },
+        readonly: true,
+    });
+    // The same mounts serve any number of steps.
+    for _ in 0..2 {
+        assert_eq!(output(&plan), "aaa\n");
+    }
+    assert_eq!(b.changes(), ["new"]);
+}
+
+#[test]
+fn the_step_sees_no_mount_of_the_host() {
+    let b = sandbox!();
+    let mut plan = b.shell(
+        "cut -d' ' -f5 /proc/self/mountinfo | grep -v -E '^/(proc|sys|dev)(/|$)' | sort | tr '\\n' ' '",
+    );
+    plan.mounts.push(tmpfs("/t"));
+    assert_eq!(output(&plan), "/ /etc/hosts /etc/resolv.conf /t ");
+}
+
+#[test]
 fn cache_directories_keep_what_is_written() {
     let b = sandbox!();
     let cache = b.path("cache,with:odd\\name");

@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
@@ -78,8 +77,8 @@ pub(super) enum Files {
     /// A directory of the host. By path: a descriptor that the parent opened would lead to a mount of the parent's
     /// namespace, which cannot be cloned here.
     Directory(CString),
-    /// A mount that is attached nowhere.
-    Mount(Arc<OwnedFd>),
+    /// A mount that is attached nowhere and is this step's alone.
+    Mount(OwnedFd),
 }
 
 /// A mount besides the root.
@@ -253,7 +252,10 @@ fn mount_source(
             let (base, submounts) = match root {
                 Files::Overlay(overlay) => (overlay.mount(MountAttrFlags::empty())?, Submounts::Excluded),
                 Files::Directory(path) => (open_host(path)?, Submounts::Included),
-                Files::Mount(fd) => (parked_clone(fd.as_fd())?, Submounts::Excluded),
+                Files::Mount(mount) => {
+                    park(mount)?;
+                    (mount.try_clone().map_err(|_| Errno::MFILE)?, Submounts::Excluded)
+                }
             };
             let source = find(base.as_fd(), path, Links::Follow)?;
             let kind = kind(&source)?;
@@ -304,12 +306,6 @@ fn open_host(path: &CStr) -> Result<OwnedFd, Errno> {
     openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn parked_clone(mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let clone = special::clone(mount, Submounts::Excluded)?;
-    park(&clone)?;
-    Ok(clone)
-}
-
 fn kind(file: &OwnedFd) -> Result<Kind, Errno> {
     let directory = FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Directory;
     Ok(if directory { Kind::Directory } else { Kind::File })
@@ -330,10 +326,9 @@ fn mount_root(setup: &Setup) -> Result<OwnedFd, Errno> {
             Ok(clone)
         }
         Files::Mount(mount) => {
-            let clone = special::clone(mount.as_fd(), Submounts::Excluded)?;
-            mount_setattr(clone.as_fd(), no_devices, Reach::Mount)?;
-            park(&clone)?;
-            Ok(clone)
+            mount_setattr(mount.as_fd(), no_devices, Reach::Mount)?;
+            park(mount)?;
+            mount.try_clone().map_err(|_| Errno::MFILE)
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::isolate::limits::clamp;
 use crate::isolate::userns::Ids;
 use crate::isolate::{caps, cgroup, masks, seccomp};
 use crate::mount::overlay::{Overlay, OverlayError};
+use crate::mount::special::{self, Submounts};
 use crate::sys::async_fd;
 use crate::sys::clone3::{self, clone3};
 
@@ -302,7 +303,12 @@ fn files(root: &Root, empty: Option<&Path>, ids: &Ids) -> Result<Files, SpawnErr
                 ([], _) if nothing.is_empty() => Err(SpawnError::EmptyRoot),
                 // The kernel wants at least two layers, or one and an upper directory.
                 ([Lower::Directory(path)], Access::ReadOnly) => Ok(Files::Directory(host_path(path)?)),
-                ([Lower::Mount(mount)], Access::ReadOnly) => Ok(Files::Mount(mount.clone())),
+                ([Lower::Mount(mount)], Access::ReadOnly) => {
+                    // Here: the child's mount namespace may attach it, but not clone it.
+                    special::clone(mount.as_fd(), Submounts::Excluded)
+                        .map(Files::Mount)
+                        .map_err(SpawnError::Prepare)
+                }
                 ([], Access::ReadOnly) => {
                     files(&Root::Overlay { lowers: nothing, access: Access::ReadOnly }, None, ids)
                 }

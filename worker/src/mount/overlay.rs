@@ -190,3 +190,61 @@ fn escape(path: &[u8], special: &[u8], to: &mut Vec<u8>) {
         to.push(*byte);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::mkdirat;
+    use rustix::mount::{MountPropagationFlags, mount_change};
+
+    use super::*;
+    use crate::sys::clone3::{NEWNS, clone3, exit};
+    use crate::sys::waitid::{Block, Ended, waitid};
+
+    #[test]
+    fn the_option_string_of_old_kernels_escapes_what_it_must() {
+        let c = |text: &str| CString::new(text).unwrap();
+        let lowers = [Prepared::Path(c("/b:1")), Prepared::Path(c("/a,\\"))];
+        let legacy = legacy(&lowers, Some(&(c("/u:,"), c("/w"))), true).unwrap();
+        let want = "index=off,redirect_dir=nofollow,metacopy=off,userxattr,lowerdir=/b\\:1:/a\\,\\\\,\
+                    upperdir=/u:\\,,workdir=/w,volatile";
+        assert_eq!(legacy.options.to_str().unwrap(), want);
+        assert_eq!(legacy.on, c("/u:,"));
+    }
+
+    #[test]
+    fn both_ways_of_mounting_show_the_layers_in_order() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        for odd in ["plain", "a:b", "c,d\\e"] {
+            let base = tempfile::tempdir().unwrap();
+            let path = |name: &str| base.path().join(odd).join(name);
+            for name in ["one", "two", "upper", "work", "work2"] {
+                std::fs::create_dir_all(path(name)).unwrap();
+            }
+            std::fs::write(path("one/f"), "1").unwrap();
+            std::fs::write(path("two/f"), "22").unwrap();
+            let lowers = [Lower::Directory(path("one")), Lower::Directory(path("two"))];
+            for (index, work) in ["work", "work2"].into_iter().enumerate() {
+                let access = Access::Writable { upper: path("upper"), work: path(work) };
+                let overlay = Overlay::prepare(&lowers, &access, false).unwrap();
+                let new = [c"new0", c"new1"][index];
+                let mut child = |_| {
+                    let shown = || {
+                        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+                        let none = MountAttrFlags::empty();
+                        let root =
+                            if index == 0 { overlay.mount(none) } else { overlay.mount_by_options(none) }?;
+                        mkdirat(&root, new, Mode::from_raw_mode(0o755))?;
+                        Ok::<_, Errno>(rustix::fs::statat(&root, c"f", rustix::fs::AtFlags::empty())?.st_size)
+                    };
+                    exit(shown().map_or_else(|errno| 100 + errno.raw_os_error(), |size| size as i32))
+                };
+                let cloned = clone3(NEWNS, &mut child).unwrap();
+                let (ended, _) = waitid(cloned.pidfd.as_fd(), Block::Yes).unwrap().unwrap();
+                assert_eq!(ended, Ended::Exited(2), "{odd} {work}");
+                assert!(path("upper").join(new.to_str().unwrap()).is_dir());
+            }
+        }
+    }
+}
