@@ -4,8 +4,10 @@ pub mod base;
 pub mod docker_registry;
 pub mod env;
 pub mod registry;
+pub mod web;
 
 pub use base::Base;
 pub use docker_registry::DockerRegistry;
 pub use env::{Outcome, TestEnv};
 pub use registry::Registry;
+pub use web::{Page, Web};

@@ -646,7 +646,7 @@ fn named_digests(manifest: &[u8]) -> Vec<String> {
         .collect()
 }
 
-fn read_head(input: &mut impl BufRead) -> io::Result<Option<Recorded>> {
+pub(crate) fn read_head(input: &mut impl BufRead) -> io::Result<Option<Recorded>> {
     let mut line = String::new();
     if input.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -674,7 +674,7 @@ fn read_head(input: &mut impl BufRead) -> io::Result<Option<Recorded>> {
     }
 }
 
-fn read_chunked(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
+pub(crate) fn read_chunked(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let mut line = String::new();

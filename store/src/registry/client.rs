@@ -82,7 +82,7 @@ impl Endpoint {
     }
 }
 
-fn same_origin(a: &Url, b: &Url) -> bool {
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme()
         && a.host_str() == b.host_str()
         && a.port_or_known_default() == b.port_or_known_default()
@@ -90,7 +90,7 @@ fn same_origin(a: &Url, b: &Url) -> bool {
 
 /// A way to set up TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Profile {
+pub(super) enum Profile {
     /// No TLS, no proxy.
     Loopback,
     /// No TLS.
@@ -555,7 +555,7 @@ impl Client {
         })
     }
 
-    fn http(&self, profile: &Profile) -> Result<reqwest::Client, RegistryError> {
+    pub(super) fn http(&self, profile: &Profile) -> Result<reqwest::Client, RegistryError> {
         if let Some(http) = lock(&self.shared.http).get(profile) {
             return Ok(http.clone());
         }
@@ -658,7 +658,11 @@ pub(super) enum Fault {
 
 /// Whether an error is one that may go away; counts the connections that could not be made.
 pub(super) fn is_worth_another_try(error: &RegistryError, connects: &mut u32) -> bool {
-    let RegistryError::Network { cause, .. } = error else { return false };
+    matches!(error, RegistryError::Network { cause, .. } if is_fleeting(cause, connects))
+}
+
+/// Whether a fault is one that may go away; counts the connections that could not be made.
+pub(super) fn is_fleeting(cause: &NetworkCause, connects: &mut u32) -> bool {
     match cause {
         NetworkCause::Http(error) if is_certificate_error(error) => false,
         NetworkCause::Http(error) if error.is_builder() => false,

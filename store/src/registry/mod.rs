@@ -15,6 +15,7 @@ pub mod error;
 mod pull;
 mod push;
 mod retry;
+pub mod web;
 
 use std::collections::BTreeMap;
 use std::fmt;
