@@ -83,7 +83,7 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Load(args) => commands::archive::load(session, &args),
         Command::Du(args) => commands::housekeeping::du(session, &args),
         Command::Prune(args) => commands::housekeeping::prune(session, &args),
+        Command::Doctor(args) => commands::doctor::doctor(session, &args),
         Command::Completion(args) => commands::completion(&args),
-        other => Err(Failure::usage(format!("not built yet: {other:?}"))),
     }
 }
