@@ -28,11 +28,8 @@ pub(crate) fn doctor(session: &Session, args: &DoctorArgs) -> Result<(), Failure
         });
     }
     facts.extend(state(session));
-    let missing: Vec<&str> = facts
-        .iter()
-        .filter(|fact| matches!(fact.found, Found::Missing(_)))
-        .map(|fact| fact.name)
-        .collect();
+    let missing: Vec<&str> =
+        facts.iter().filter(|fact| matches!(fact.found, Found::Missing(_))).map(|fact| fact.name).collect();
     if args.format == "json" {
         let all = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -45,7 +42,12 @@ pub(crate) fn doctor(session: &Session, args: &DoctorArgs) -> Result<(), Failure
     } else {
         let rows: Vec<Vec<String>> = facts.iter().map(row).collect();
         print(|out| {
-            writeln!(out, "rbuild {}, state in {}\n", env!("CARGO_PKG_VERSION"), session.places.root.display())?;
+            writeln!(
+                out,
+                "rbuild {}, state in {}\n",
+                env!("CARGO_PKG_VERSION"),
+                session.places.root.display()
+            )?;
             show::table(out, &rows)
         })?;
     }

@@ -1,4 +1,5 @@
 mod archives;
+mod doctor;
 mod first_build;
 mod images;
 mod login;
