@@ -335,7 +335,16 @@ impl<'a, R: Runner, C: Cache> Driver<'a, R, C> {
         let local = self.definition.vertex(from).shape() == Shape::Local;
         let job = self.job(ticket, from, local.then_some(from));
         let (runner, cache, input) = (self.runner, self.cache, self.input(from));
+        let remote = result.and_then(|result| cache.memo_remote(result, digest));
+        let cancel = job.cancel.clone();
         self.call(ticket, async move {
+            if let Some(remote) = remote {
+                match future::select(remote, cancel.cancelled()).await {
+                    Either::Left((Some(selected), _)) => return Output::Done(Done::Selected(selected)),
+                    Either::Left((None, _)) => {}
+                    Either::Right(_) => return Output::Stopped,
+                }
+            }
             match runner.select(job, input, &selector).await {
                 Ok(Selection::NeedFiles) => Output::Done(Done::NeedFiles),
                 Ok(Selection::Digest(selected)) => {

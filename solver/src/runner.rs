@@ -156,6 +156,15 @@ pub trait Cache {
     /// What a selector (by its digest) picked of a result.
     fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest>;
 
+    /// Asks a cache that is further away, after [`Cache::memo`] knew nothing. `None`: there is no such cache.
+    fn memo_remote(
+        &self,
+        _result: ResultDigest,
+        _selector: ContentDigest,
+    ) -> Option<LocalBoxFuture<'_, Option<ContentDigest>>> {
+        None
+    }
+
     /// Remembers what a selector picked.
     fn set_memo(&self, result: ResultDigest, selector: ContentDigest, selected: ContentDigest);
 

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the schema below; a higher one is refused, a lower one migrated.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// A WAL longer than this is written back when the connection closes, so that the next one opens fast.
 const LONG_WAL: u64 = 1 << 20;
@@ -49,7 +49,8 @@ CREATE TABLE tags(
 ) WITHOUT ROWID;
 CREATE TABLE records(
     key BLOB PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL, bytes BLOB NOT NULL,
-    created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL
+    created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL,
+    origin TEXT
 ) WITHOUT ROWID;
 CREATE INDEX records_step ON records(step, created);
 CREATE INDEX records_layer ON records(diff_id);
@@ -188,6 +189,7 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     match version(&connection).map_err(sql)? {
         0 => create(&connection).map_err(sql)?,
         VERSION => {}
+        1 => migrate(&connection).map_err(sql)?,
         found => return Err(DbError::Newer { path: path.to_owned(), found }),
     }
     connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
@@ -205,6 +207,16 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     // Another process may have been first.
     if version(&transaction)? == 0 {
         transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+    }
+    transaction.commit()
+}
+
+/// From version 1, which did not say where a record came from: all were made here.
+fn migrate(connection: &Connection) -> rusqlite::Result<()> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    if version(&transaction)? == 1 {
+        transaction.execute_batch("ALTER TABLE records ADD COLUMN origin TEXT")?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
@@ -239,6 +251,23 @@ mod tests {
         assert!(pin(&db).unwrap_err().to_string().contains("UNIQUE"));
         let count: i64 = db.read(|c| c.query_row("SELECT count(*) FROM pins", [], |row| row.get(0))).unwrap();
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn version_1_gets_the_column_that_says_where_records_come_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta.db");
+        Db::new(path.clone())
+            .write(|tx| {
+                tx.execute_batch("ALTER TABLE records DROP COLUMN origin")?;
+                tx.execute("INSERT INTO records VALUES (x'01', x'02', x'03', x'', 1, 1, 0, 'RUN x')", [])?;
+                tx.pragma_update(None, "user_version", 1)
+            })
+            .unwrap();
+        let origin: Option<String> = Db::new(path)
+            .read(|db| db.query_row("SELECT origin FROM records", [], |row| row.get(0)))
+            .unwrap();
+        assert_eq!(origin, None);
     }
 
     #[test]

@@ -96,6 +96,52 @@ pub async fn push(
     }
 }
 
+/// What an artifact of layers is, once it is known which blobs they are.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// Its manifest or index: media type and bytes.
+    pub document: (String, Vec<u8>),
+    /// Its config.
+    pub config: Bytes,
+}
+
+/// Pushes layers, then the config and the document that `make` makes of their blobs, in the layers' order. A layer that is
+/// neither here nor at a registry has none. Returns the document's descriptor.
+pub async fn push_artifact(
+    root: &Root,
+    client: &Client,
+    layers: &[DiffId],
+    target: &Reference,
+    options: &Options,
+    watch: &impl Watch,
+    make: impl Fn(&[Option<Descriptor>]) -> Artifact,
+) -> Result<Descriptor, PushError> {
+    let push = &Push { root, client, target, options, watch };
+    let mut certain = false;
+    loop {
+        let work = layers.iter().map(|&diff_id| async move {
+            // As a manifest made here lists it: uncompressed, of a length that does not matter.
+            let named = Descriptor::new(media_type::OCI_LAYER, diff_id.0, 0);
+            match push.layer(diff_id, &named, certain).await {
+                Ok(blob) => Ok(Some(blob)),
+                Err(PushError::Unknown(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        let blobs = try_join_all(work).await?;
+        let Artifact { document: (media_type, bytes), config } = make(&blobs);
+        let descriptor = Descriptor::of("", &config);
+        push.client
+            .push_blob(target, &descriptor, Body::Bytes(config), None, certain, &Progress::none())
+            .await
+            .map_err(|error| push.refused("cache config", error))?;
+        match push.put_document(target, &media_type, &bytes).await {
+            Err(PushError::Registry { source, .. }) if source.is_blob_unknown() && !certain => certain = true,
+            result => return result,
+        }
+    }
+}
+
 struct Push<'a, W> {
     root: &'a Root,
     client: &'a Client,

@@ -33,6 +33,21 @@ pub struct NewRecord<'a> {
     pub description: &'a str,
 }
 
+/// A record with all that is kept of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Names the step across builds.
+    pub step: [u8; 32],
+    /// The encoded record.
+    pub bytes: Vec<u8>,
+    /// When it was made, by the clock of the host that made it; seconds since the epoch.
+    pub created: i64,
+    /// What it was, for `du`.
+    pub description: String,
+    /// The cache it was imported from; `None`: made here.
+    pub origin: Option<String>,
+}
+
 impl Records {
     pub(crate) fn new(root: Root) -> Self {
         Self { root }
@@ -75,7 +90,7 @@ impl Records {
     pub fn put(&self, record: &NewRecord<'_>) -> Result<(), StoreError> {
         let now = now();
         self.root.inner.db.write(|tx| {
-            tx.prepare_cached("INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6)")?
+            tx.prepare_cached("INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6, NULL)")?
                 .execute((
                     &record.key[..],
                     &record.step[..],
@@ -88,11 +103,12 @@ impl Records {
         Ok(())
     }
 
-    /// Keeps a record unless there is one with its key: what is imported never replaces what was seen here.
-    pub fn put_new(&self, record: &NewRecord<'_>) -> Result<bool, StoreError> {
+    /// Keeps a record of another host unless there is one with its key: what is imported never replaces what was seen
+    /// here. `origin` says which cache it came from, `created` when it was made there.
+    pub fn put_new(&self, record: &NewRecord<'_>, origin: &str, created: i64) -> Result<bool, StoreError> {
         let now = now();
         Ok(self.root.inner.db.write(|tx| {
-            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6)")?
+            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?7, ?5, 0, ?6, ?8)")?
                 .execute((
                     &record.key[..],
                     &record.step[..],
@@ -100,8 +116,27 @@ impl Records {
                     record.bytes,
                     now,
                     record.description,
+                    created.min(now),
+                    origin,
                 ))
                 .map(|rows| rows > 0)
+        })?)
+    }
+
+    /// The record under `key` with all that is kept of it. That it was asked for is no use of it.
+    pub fn entry(&self, key: &[u8; 32]) -> Result<Option<StoredRecord>, StoreError> {
+        Ok(self.root.inner.db.read(|db| {
+            db.prepare_cached("SELECT step, bytes, created, description, origin FROM records WHERE key = ?1")?
+                .query_row([&key[..]], |row| {
+                    Ok(StoredRecord {
+                        step: row.get(0)?,
+                        bytes: row.get(1)?,
+                        created: row.get(2)?,
+                        description: row.get(3)?,
+                        origin: row.get(4)?,
+                    })
+                })
+                .optional()
         })?)
     }
 
@@ -153,6 +188,24 @@ impl Memo {
                 .query_row([&result[..], &selector[..]], |row| row.get(0))
                 .optional()
         })?)
+    }
+
+    /// Remembers what another host says, unless something is known.
+    pub fn put_new(
+        &self,
+        result: &[u8; 32],
+        selector: &[u8; 32],
+        digest: &[u8; 32],
+    ) -> Result<(), StoreError> {
+        self.root.inner.db.write(|tx| {
+            tx.prepare_cached("INSERT OR IGNORE INTO memo VALUES (?1, ?2, ?3, ?4)")?.execute((
+                &result[..],
+                &selector[..],
+                &digest[..],
+                now(),
+            ))
+        })?;
+        Ok(())
     }
 
     /// Remembers it.
@@ -239,8 +292,11 @@ mod tests {
             description: "RUN x",
         };
         records.put(&record(1, b"one")).unwrap();
-        assert!(!records.put_new(&record(1, b"imported")).unwrap());
-        assert!(records.put_new(&record(2, b"two")).unwrap());
+        assert!(!records.put_new(&record(1, b"imported"), "elsewhere", 5).unwrap());
+        assert!(records.put_new(&record(2, b"two"), "elsewhere", 5).unwrap());
+        assert_eq!(records.entry(&[1; 32]).unwrap().unwrap().origin, None);
+        let imported = records.entry(&[2; 32]).unwrap().unwrap();
+        assert_eq!((imported.origin.as_deref(), imported.created), (Some("elsewhere"), 5));
         assert_eq!(
             records.get_many([&[2; 32], &[3; 32], &[1; 32]]).unwrap(),
             [Some(b"two".to_vec()), None, Some(b"one".to_vec())]

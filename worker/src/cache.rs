@@ -121,11 +121,13 @@ impl Cache for StoreCache<'_> {
     }
 }
 
-fn encode(record: &Record) -> Vec<u8> {
+/// A record as it is kept.
+pub fn encode(record: &Record) -> Vec<u8> {
     postcard::to_stdvec(record).expect("records are plain data")
 }
 
-fn decode(bytes: &[u8]) -> Option<Record> {
+/// A record as it was kept; `None` if it is none, which is logged.
+pub fn decode(bytes: &[u8]) -> Option<Record> {
     logged("read a record", postcard::from_bytes(bytes))
 }
 

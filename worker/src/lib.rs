@@ -23,4 +23,4 @@ pub mod container;
 mod file_op;
 mod step;
 
-pub use worker::{Options, Worker};
+pub use worker::{LayerSource, Options, Worker};

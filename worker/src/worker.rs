@@ -63,6 +63,14 @@ pub struct Options {
     pub resolv_conf: String,
     /// Why this host cannot run steps, if it cannot.
     pub no_steps: Option<String>,
+    /// Where layers of steps may be that are neither here nor at a registry: imported caches.
+    pub elsewhere: Option<Rc<dyn LayerSource>>,
+}
+
+/// Layers that are neither here nor at a registry.
+pub trait LayerSource: fmt::Debug {
+    /// Brings a layer, or a compressed form of it, into the root. `false`: it does not have it, or cannot give it.
+    fn bring(&self, diff_id: DiffId) -> LocalBoxFuture<'_, bool>;
 }
 
 /// Runs the ops of one build.
@@ -225,13 +233,35 @@ impl Worker {
         let mut pulls = Vec::new();
         for layer in &layers.layers {
             if !self.root.layers().contains(&layer.diff_id)? {
-                pulls.push(self.pull(job, layer.diff_id));
+                pulls.push(self.pull_or_bring(job, layer.diff_id));
             }
         }
+        // What a step made can be made again; an image cannot.
+        let can_run = job.vertex.source().is_none();
         match try_join_all(pulls).await {
             Ok(_) => Ok(Loaded::Here(layers)),
             Err(WorkerError::Pull(PullError::Unknown(_))) => Ok(Loaded::Lost),
+            Err(WorkerError::Pull(error)) if can_run && error.is_elsewhere() => {
+                tracing::warn!("{error}; the step runs again");
+                Ok(Loaded::Lost)
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// From a registry that is known to have it, else from an imported cache.
+    async fn pull_or_bring(&self, job: &Job<'_>, layer: DiffId) -> Result<(), WorkerError> {
+        let pulled = self.pull(job, layer).await;
+        match (&pulled, &self.options.elsewhere) {
+            (Err(WorkerError::Pull(error)), Some(elsewhere)) if error.is_elsewhere() => {
+                let brought = tokio::select! {
+                    biased;
+                    () = job.cancel.cancelled() => return Err(WorkerError::Cancelled),
+                    brought = elsewhere.bring(layer) => brought,
+                };
+                if brought { self.pull(job, layer).await } else { pulled }
+            }
+            _ => pulled,
         }
     }
 

@@ -230,6 +230,7 @@ impl Build<'_> {
             git: GitAuth::default(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             no_steps: self.session.no_steps.clone(),
+            elsewhere: None,
         })
     }
 

@@ -9,7 +9,7 @@
 //! A directory that is a layout already is added to. `index.json` is written last and by rename: who is interrupted
 //! leaves the layout as it was, with some blobs that nobody names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -37,12 +37,7 @@ const MAX_DEPTH: u32 = 4;
 
 /// Writes `content` into the layout at `dir`, which is made if it is not there.
 pub fn write_dir(dir: &Path, content: &Content) -> Result<(), ArchiveError> {
-    let mut index = match fs::read(dir.join("index.json")) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| ArchiveError::Format(format!("index.json: {error}")))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => empty_index(),
-        Err(source) => return Err(ArchiveError::Open { path: dir.join("index.json"), source }),
-    };
+    let mut index = read_index(dir)?.unwrap_or_else(empty_index);
     for (digest, bytes) in &content.documents {
         write_blob(dir, digest, bytes.len() as u64, &mut &bytes[..])?;
     }
@@ -53,6 +48,83 @@ pub fn write_dir(dir: &Path, content: &Content) -> Result<(), ArchiveError> {
     merge(&mut index, entries(content));
     let bytes = serde_json::to_vec(&index).expect("an index has string keys only");
     write_file(dir, "index.json", &mut &bytes[..])
+}
+
+/// Writes an artifact into the layout at `dir`: `document` with its config and blobs, files of the root, under `tag`. With
+/// `reset` all else in the layout goes afterwards.
+pub fn write_artifact(
+    dir: &Path,
+    tag: &str,
+    document: (&str, &[u8]),
+    config: &[u8],
+    blobs: &[(Digest, u64, std::path::PathBuf)],
+    reset: bool,
+) -> Result<(), ArchiveError> {
+    let mut index = match read_index(dir) {
+        // What goes anyway need not be right.
+        Err(_) | Ok(None) if reset => empty_index(),
+        index => index?.unwrap_or_else(empty_index),
+    };
+    for (digest, size, path) in blobs {
+        // Opened only if it is to be copied: the layout may have what is no longer here.
+        if !has_blob(dir, digest, *size) {
+            let mut file =
+                File::open(path).map_err(|source| ArchiveError::Open { path: path.clone(), source })?;
+            write_blob(dir, digest, *size, &mut file)?;
+        }
+    }
+    let (media_type, bytes) = document;
+    let mut descriptor = Descriptor::of(media_type, bytes);
+    write_blob(dir, &Digest::of(config), config.len() as u64, &mut &config[..])?;
+    write_blob(dir, &descriptor.digest, descriptor.size, &mut &bytes[..])?;
+    write_file(dir, "oci-layout", &mut LAYOUT.as_bytes())?;
+    descriptor.annotations.insert(ANNOTATION_REF.to_owned(), tag.to_owned());
+    if reset {
+        index.manifests.clear();
+    }
+    merge(&mut index, vec![descriptor.clone()]);
+    let json = serde_json::to_vec(&index).expect("an index has string keys only");
+    write_file(dir, "index.json", &mut &json[..])?;
+    if reset {
+        let keep = blobs.iter().map(|(digest, ..)| *digest);
+        let keep: HashSet<Digest> = keep.chain([Digest::of(config), descriptor.digest]).collect();
+        remove_others(&dir.join("blobs"), &keep).map_err(ArchiveError::Write)?;
+    }
+    Ok(())
+}
+
+/// Whether the layout at `dir` has a blob of this length.
+pub fn has_blob(dir: &Path, digest: &Digest, size: u64) -> bool {
+    let path = dir.join("blobs").join(digest.algorithm()).join(digest.hex());
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == size)
+}
+
+fn read_index(dir: &Path) -> Result<Option<Index>, ArchiveError> {
+    match fs::read(dir.join("index.json")) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| ArchiveError::Format(format!("index.json: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ArchiveError::Open { path: dir.join("index.json"), source }),
+    }
+}
+
+/// Removes files whose names are digests that are not in `keep`.
+fn remove_others(blobs: &Path, keep: &HashSet<Digest>) -> io::Result<()> {
+    for algorithm in fs::read_dir(blobs)? {
+        let algorithm = algorithm?;
+        if !algorithm.file_type()?.is_dir() {
+            continue;
+        }
+        for blob in fs::read_dir(algorithm.path())? {
+            let blob = blob?;
+            let name = format!("{}:{}", algorithm.file_name().display(), blob.file_name().display());
+            if name.parse::<Digest>().is_ok_and(|digest| !keep.contains(&digest)) {
+                fs::remove_file(blob.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The `index.json` of a layout that holds `content` alone.
@@ -113,11 +185,10 @@ fn merge(index: &mut Index, new: Vec<Descriptor>) {
 }
 
 fn write_blob(dir: &Path, digest: &Digest, size: u64, bytes: &mut dyn Read) -> Result<(), ArchiveError> {
-    let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
-    if fs::metadata(dir.join(&path)).is_ok_and(|meta| meta.len() == size) {
+    if has_blob(dir, digest, size) {
         return Ok(());
     }
-    write_file(dir, &path, bytes)
+    write_file(dir, &format!("blobs/{}/{}", digest.algorithm(), digest.hex()), bytes)
 }
 
 fn write_file(dir: &Path, path: &str, bytes: &mut dyn Read) -> Result<(), ArchiveError> {
@@ -198,6 +269,19 @@ impl OciLayout {
     pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ArchiveError> {
         let missing = || ArchiveError::Missing(blob_path(descriptor));
         self.files.blob_document(descriptor)?.ok_or_else(missing)
+    }
+
+    /// Brings a layer into the root, verified, from the blob that is said to be it. `false`: the blob is not there.
+    pub fn bring_layer(
+        &self,
+        root: &Root,
+        diff_id: image::DiffId,
+        blob: &Descriptor,
+    ) -> Result<bool, ArchiveError> {
+        if self.files.file(&blob_path(blob))?.is_none() {
+            return Ok(false);
+        }
+        import_layer(root, &self.files, Some(diff_id), blob).map(|()| true)
     }
 
     /// Stores an image with its layers. Of an index those manifests are taken that are in the layout.

@@ -81,6 +81,22 @@ pub enum PullError {
     },
 }
 
+impl PullError {
+    /// Whether the trouble is with who should have the layer, not with this host.
+    pub fn is_elsewhere(&self) -> bool {
+        match self {
+            Self::Unknown(_) | Self::Registry { .. } | Self::Foreign { .. } => true,
+            Self::Store { source, .. } => is_rejected(source),
+            Self::Here(source) => is_rejected(source),
+            Self::Thread { .. } => false,
+        }
+    }
+}
+
+fn is_rejected(error: &StoreError) -> bool {
+    matches!(error, StoreError::Rejected { .. }) && !error.is_disk_full()
+}
+
 /// Makes sure that all of `layers` are here, and holds them until the root is closed. What is missing is fetched in
 /// parallel from where it is known to be; `progress` is told about compressed bytes, layer by layer.
 pub async fn pull(
