@@ -13,6 +13,7 @@ use store::push::PushError;
 use store::registry::{CredentialsError, RegistryError};
 use store::root::RootError;
 use worker::error::WorkerError;
+use worker::exec::{ExecError, SpawnError};
 use worker::source::image::PullError;
 use worker::source::resolve::ImageError;
 
@@ -220,6 +221,12 @@ impl Failure {
 /// The class of what went wrong with an op, and what to do about it.
 fn worker(error: &WorkerError) -> (Class, Option<String>) {
     match error {
+        WorkerError::Start { source, .. } if is_foreign(source) => {
+            let hint = "the program is for another platform than this host: register QEMU for it \
+                        (`docker run --privileged --rm tonistiigi/binfmt --install all`, or the package qemu-user-static), \
+                        or build on such a host and join the images with `rbuild index create`";
+            (Class::Step, Some(hint.to_owned()))
+        }
         WorkerError::Step { .. } | WorkerError::Start { .. } => (Class::Step, None),
         WorkerError::Plan(_)
         | WorkerError::Account(_)
@@ -237,6 +244,10 @@ fn worker(error: &WorkerError) -> (Class, Option<String>) {
         WorkerError::Panicked(_) => (Class::Internal, None),
         WorkerError::Cancelled => (Class::Cancelled, None),
     }
+}
+
+fn is_foreign(error: &SpawnError) -> bool {
+    matches!(error, SpawnError::Exec { kind: ExecError::Format, .. })
 }
 
 /// The class of what went wrong with the state directory, and what to do about it.

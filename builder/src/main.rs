@@ -2,6 +2,7 @@
 //!
 //! Reading order: `cli` (what was typed), `request` (what it means), `commands`, `build` (one build, top to bottom).
 
+mod attest;
 mod build;
 mod cli;
 mod commands;
@@ -16,6 +17,7 @@ mod prompt;
 mod registry;
 mod request;
 mod resolver;
+mod sbom;
 mod show;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use image::{Platform, Reference};
 use solver::op::Network;
 
+use crate::attest::Wanted;
 use crate::cli::BuildArgs;
 use crate::export::options::annotation_flag;
 use crate::failure::Failure;
@@ -36,6 +37,7 @@ pub(crate) struct BuildRequest {
     pub(crate) cgroup_parent: Option<String>,
     /// `--resource`: limits of steps, by name.
     pub(crate) resources: BTreeMap<String, String>,
+    pub(crate) attestations: Wanted,
     pub(crate) call: Call,
     pub(crate) explain: bool,
     pub(crate) jobs: usize,
@@ -220,6 +222,7 @@ impl BuildRequest {
             ulimits: args.ulimits,
             cgroup_parent: args.cgroup_parent,
             resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
+            attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call(&args.call, args.check)?,
             explain: args.explain,
             jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {

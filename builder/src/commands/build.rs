@@ -26,6 +26,7 @@ use worker::{Options, Worker};
 
 use super::explain::Decisions;
 use super::{Session, print};
+use crate::attest::{Attestation, provenance};
 use crate::build::{self, NamedContexts, Parsed};
 use crate::cli::BuildArgs;
 use crate::context::{Context, Unpack};
@@ -33,7 +34,8 @@ use crate::export::file::Sink;
 use crate::export::{self, AssembledImage, Exported, assemble, flat, metadata};
 use crate::failure::{Class, Failure, OrFail as _};
 use crate::progress::{Mode, Progress, Terminal};
-use crate::request::{BuildRequest, Call, Output, OutputKind, SecretSource};
+use crate::request::{BuildRequest, Call, ContextSource, Output, OutputKind, SecretSource};
+use crate::sbom;
 
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
@@ -47,7 +49,15 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
     let parsed = Parsed::new(&context, &request)?;
     session.runtime()?.block_on(async {
-        let build = Build { session, request: &request, root: &root, context: &context, parsed: &parsed };
+        let build = Build {
+            session,
+            request: &request,
+            root: &root,
+            context: &context,
+            parsed: &parsed,
+            id: build_id(),
+            began: seconds_now(),
+        };
         super::until_interrupted(|cancel| build.run(cancel)).await
     })?;
     if let Some(limit) = session.config.limit {
@@ -63,6 +73,10 @@ struct Build<'a> {
     root: &'a Root,
     context: &'a Context,
     parsed: &'a Parsed,
+    /// Its name, in metadata and for `rbuild logs`.
+    id: String,
+    /// When it began, seconds since the epoch.
+    began: i64,
 }
 
 /// What one platform came to.
@@ -190,18 +204,67 @@ impl Build<'_> {
                 solved.remove(0).snapshot.expect("a result is no local directory").layers
             }
         };
-        let now =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        let now = seconds_now();
         let config = assemble::finish_config(converted.config, converted.base_history, &layers, epoch, now);
-        Ok(Made { image: AssembledImage { config, platform: converted.platform }, layers })
+        let mut image =
+            AssembledImage { config, platform: converted.platform.clone(), attestations: Vec::new() };
+        // The same inputs are to give the same bytes where a time is given.
+        let times = epoch.is_none().then_some((self.began, now));
+        image.attestations = self.attest(&converted.definition, &image, times)?;
+        Ok(Made { image, layers })
+    }
+
+    /// What is said about an image beside it.
+    fn attest(
+        &self,
+        definition: &solver::Definition,
+        image: &AssembledImage,
+        times: Option<(i64, i64)>,
+    ) -> Result<Vec<Attestation>, Failure> {
+        let wanted = &self.request.attestations;
+        let mut made = Vec::new();
+        if wanted.sbom {
+            let layers = self.root.layers();
+            let indexes = image.diff_ids().iter().map(|diff_id| layers.index(diff_id));
+            let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
+            let packages = sbom::scan(&tree, &layers).or_fail(Class::Host)?;
+            let name = self.request.tags.first().map_or_else(|| "image".to_owned(), |tag| tag.familiar());
+            let time = image.config.created.as_deref().and_then(crate::show::parse_rfc3339).unwrap_or(0);
+            let predicate = sbom::document(&packages, &name, &image.config.id(), time);
+            made.push(Attestation {
+                predicate_type: "https://spdx.dev/Document",
+                predicate,
+                file: "sbom.spdx.json",
+            });
+        }
+        if let Some(asked) = &wanted.provenance {
+            let request = self.request;
+            let facts = provenance::Facts {
+                definition,
+                platform: &image.platform,
+                dockerfile: (&self.parsed.name, &self.parsed.text),
+                target: request.target.as_deref(),
+                build_args: &request.build_args,
+                labels: &request.labels,
+                secrets: &request.secrets.keys().cloned().collect::<Vec<_>>(),
+                ssh: &request.ssh.keys().cloned().collect::<Vec<_>>(),
+                no_cache: request.no_cache,
+                remote: match &request.context {
+                    ContextSource::Remote(url) => Some(url),
+                    _ => None,
+                },
+                invocation: &self.id,
+                times,
+            };
+            made.push(provenance::provenance(asked, &facts));
+        }
+        Ok(made)
     }
 
     /// Whether an output needs the files themselves, not only to know which layers they are.
     fn wants_files(&self) -> bool {
-        self.request
-            .outputs
-            .iter()
-            .any(|output| !matches!(output.kind, OutputKind::Image | OutputKind::CacheOnly))
+        let plain = |output: &Output| matches!(output.kind, OutputKind::Image | OutputKind::CacheOnly);
+        self.request.attestations.sbom || !self.request.outputs.iter().all(plain)
     }
 
     fn options(&self, contexts: &NamedContexts, epoch: Option<i64>) -> Result<Options, Failure> {
@@ -340,7 +403,7 @@ impl Build<'_> {
     /// What a build that went well says at its end.
     fn tell(&self, exported: Option<Exported>, findings: &[Diagnostic]) -> Result<(), Failure> {
         if let Some(path) = &self.request.metadata_file {
-            let build = format!("default/default/{}", build_id());
+            let build = format!("default/default/{}", self.id);
             metadata::write_metadata(
                 path,
                 &metadata::metadata(exported.as_ref(), &build, serde_json::Map::new()),
@@ -366,6 +429,10 @@ impl Build<'_> {
         }
         Ok(())
     }
+}
+
+fn seconds_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// A name for this build, in metadata.

@@ -36,6 +36,9 @@ pub(crate) fn export_archive(
             "--output type=docker cannot hold images of several platforms: use type=oci",
         ));
     }
+    if format == Format::Docker && images.iter().any(|image| !image.attestations.is_empty()) {
+        return Err(Failure::usage("--output type=docker cannot hold attestations: use type=oci"));
+    }
     if !options.tar && output.dest.is_none() {
         return Err(Failure::usage("dest is required for --output tar=false: give a directory"));
     }

@@ -6,6 +6,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod assemble;
+mod attach;
 pub(crate) mod file;
 pub(crate) mod flat;
 pub(crate) mod image;
@@ -16,9 +17,12 @@ pub(crate) mod push;
 use ::image::config::RootFs;
 use ::image::manifest::media_type;
 use ::image::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, Platform, Reference};
+use store::archive::content::pack;
+use store::compress::{Algorithm, Compression};
 use store::error::StoreError;
 use store::root::Root;
 
+use crate::attest::Attestation;
 use crate::failure::Failure;
 use options::{Annotations, Options};
 
@@ -29,6 +33,8 @@ pub(crate) struct AssembledImage {
     pub(crate) config: ImageConfig,
     /// What it is for; decides its place in an index.
     pub(crate) platform: Platform,
+    /// What is said about it.
+    pub(crate) attestations: Vec<Attestation>,
 }
 
 impl AssembledImage {
@@ -57,7 +63,12 @@ enum Listing {
     Uncompressed,
     /// The compressed form it was pulled as if that is at hand, else its tar.
     AsPulled,
+    /// The form in which it will leave: attestations name the manifest by its digest, so it must not change later.
+    Final(Compression, Force),
 }
+
+/// Whether layers that have another compressed form are compressed anew.
+type Force = bool;
 
 /// Stores configs and manifests, and an index if there are several images. Returns the descriptor of what is on top.
 fn put_documents(
@@ -67,6 +78,11 @@ fn put_documents(
     listing: Listing,
 ) -> Result<Descriptor, Failure> {
     let annotations = &options.annotations;
+    let attested = images.iter().any(|image| !image.attestations.is_empty());
+    let listing = match attested {
+        true => Listing::Final(options.compression, options.force_compression),
+        false => listing,
+    };
     let mut manifests = Vec::with_capacity(images.len());
     for image in images {
         let config_type = assemble::config_type(options.oci);
@@ -84,12 +100,17 @@ fn put_documents(
         descriptor.annotations = Annotations::of(&annotations.manifest_descriptor, Some(&image.platform));
         manifests.push(descriptor);
     }
-    if let [one] = &mut manifests[..] {
+    if let [one] = &mut manifests[..]
+        && !attested
+    {
         if !annotations.index.is_empty() || !annotations.index_descriptor.is_empty() {
             return Err(Failure::usage("index annotations need an image of several platforms"));
         }
         // Only an index says what a manifest is for.
         return Ok(Descriptor { platform: None, ..one.clone() });
+    }
+    for (at, image) in images.iter().enumerate().filter(|(_, image)| !image.attestations.is_empty()) {
+        manifests.push(attach::attach(root, image, &manifests[at], &options.names)?);
     }
     let index = Index {
         schema_version: 2,
@@ -106,6 +127,9 @@ fn put_documents(
 fn layer(root: &Root, diff_id: &DiffId, oci: bool, listing: Listing) -> Result<Descriptor, Failure> {
     let layers = root.layers();
     let size = layers.size(diff_id)?;
+    if let (Some(_), Listing::Final(compression, force)) = (size, listing) {
+        return final_layer(root, diff_id, oci, compression, force);
+    }
     if let (Some(size), Listing::Uncompressed) = (size, listing) {
         return Ok(tar(diff_id, size, oci));
     }
@@ -113,7 +137,7 @@ fn layer(root: &Root, diff_id: &DiffId, oci: bool, listing: Listing) -> Result<D
         let algorithm = blob.algorithm;
         let kind = if oci { algorithm.oci_media_type() } else { algorithm.docker_media_type() };
         let at_hand = root.blobs().contains(&blob.digest)?
-            || (listing == Listing::Uncompressed && !layers.locations(&blob.digest)?.is_empty());
+            || (listing != Listing::AsPulled && !layers.locations(&blob.digest)?.is_empty());
         if let (Some(kind), true) = (kind, at_hand) {
             return Ok(Descriptor { media_type: kind.to_owned(), ..blob.descriptor() });
         }
@@ -124,6 +148,37 @@ fn layer(root: &Root, diff_id: &DiffId, oci: bool, listing: Listing) -> Result<D
     }
 }
 
+/// The layer as it will leave, compressed now if it must be.
+fn final_layer(
+    root: &Root,
+    diff_id: &DiffId,
+    oci: bool,
+    compression: Compression,
+    force: Force,
+) -> Result<Descriptor, Failure> {
+    let media_type = |algorithm: Algorithm| match oci {
+        true => algorithm.oci_media_type(),
+        false => algorithm.docker_media_type(),
+    };
+    if !force {
+        for blob in root.layers().blobs_of(diff_id)?.iter().filter(|blob| blob.level.is_none()) {
+            if let (Some(kind), true) = (media_type(blob.algorithm), root.blobs().contains(&blob.digest)?) {
+                return Ok(Descriptor { media_type: kind.to_owned(), ..blob.descriptor() });
+            }
+        }
+    }
+    if compression.algorithm == Algorithm::None {
+        let size = root.layers().size(diff_id)?.unwrap_or_default();
+        return Ok(tar(diff_id, size, oci));
+    }
+    let blob = pack(root, diff_id, compression, force)?;
+    let mut descriptor = blob.descriptor();
+    if let Some(kind) = media_type(blob.algorithm) {
+        kind.clone_into(&mut descriptor.media_type);
+    }
+    Ok(descriptor)
+}
+
 fn tar(diff_id: &DiffId, size: u64, oci: bool) -> Descriptor {
     let kind = if oci { media_type::OCI_LAYER } else { media_type::DOCKER_LAYER };
     Descriptor::new(kind, diff_id.0, size)
@@ -131,7 +186,7 @@ fn tar(diff_id: &DiffId, size: u64, oci: bool) -> Descriptor {
 
 /// The config of an image that has one manifest only.
 fn only_config<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> Option<Digest> {
-    let mut manifests = manifests.into_iter();
+    let mut manifests = manifests.into_iter().filter(|manifest| manifest.artifact_type.is_none());
     match (manifests.next(), manifests.next()) {
         (Some(manifest), None) => Some(manifest.config.digest),
         _ => None,
@@ -146,7 +201,6 @@ mod tests {
     use ::image::layer::{Data, Entry, Kind, LayerWriter};
     use ::image::manifest::Document;
     use store::archive::{Files, Loaded, load};
-    use store::compress::Algorithm;
     use store::layer::LayerBlob;
 
     use super::*;
@@ -174,7 +228,7 @@ mod tests {
         let platform = Platform::new("linux", architecture, None);
         let mut config = ImageConfig::scratch(&platform);
         config.rootfs.diff_ids.push(diff_id);
-        AssembledImage { config, platform }
+        AssembledImage { config, platform, attestations: Vec::new() }
     }
 
     fn output(kind: OutputKind, dest: Option<&Path>, pairs: &[(&str, &str)]) -> Output {
@@ -275,6 +329,41 @@ mod tests {
         assert_eq!(manifest.layers[0].digest, blob.digest);
         assert_eq!(manifest.layers[0].media_type, media_type::OCI_LAYER_GZIP);
         assert_eq!(manifest.layers[1].digest, image.diff_ids()[1].0);
+    }
+
+    #[test]
+    fn attestations_stand_beside_their_image_and_name_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let mut image = built(&root, "x", "amd64");
+        image.attestations.push(Attestation {
+            predicate_type: "https://spdx.dev/Document",
+            predicate: serde_json::json!({}),
+            file: "sbom.spdx.json",
+        });
+        let dest = dir.path().join("a.tar");
+        let oci = output(OutputKind::Oci, Some(&dest), &[]);
+        let tags = ["a:1".parse().unwrap()];
+        let exported = archive::export_archive(&root, std::slice::from_ref(&image), &oci, &tags).unwrap();
+        assert_eq!(exported.config, Some(image.config.id()));
+        let (other, loaded) = reload(dir.path(), &dest);
+        let Document::Index(index) = other.images().document(&loaded[0].descriptor).unwrap() else {
+            panic!("not an index");
+        };
+        let [about, attestation] = &index.manifests[..] else { panic!("two manifests") };
+        assert_eq!(attestation.platform.as_ref().unwrap().to_string(), "unknown/unknown");
+        assert_eq!(attestation.annotations["vnd.docker.reference.digest"], about.digest.to_string());
+        let Document::Manifest(manifest) = other.images().document(attestation).unwrap() else {
+            panic!("not a manifest");
+        };
+        assert_eq!(manifest.subject.unwrap().digest, about.digest);
+        let statement = other.blobs().read(&manifest.layers[0].digest).unwrap();
+        let statement: serde_json::Value = serde_json::from_slice(&statement).unwrap();
+        assert_eq!(statement["subject"][0]["digest"]["sha256"], about.digest.hex());
+        assert_eq!(statement["subject"][0]["name"], "pkg:docker/a@1?platform=linux%2Famd64");
+
+        let docker = output(OutputKind::Docker, Some(&dest), &[]);
+        assert!(archive::export_archive(&root, &[image], &docker, &[]).is_err());
     }
 
     #[test]

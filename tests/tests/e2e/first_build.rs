@@ -25,7 +25,8 @@ fn a_dockerfile_without_run_needs_no_namespace() {
 fn steps_run_once_and_are_cached_by_content() {
     let env = TestEnv::new();
     Base::Busybox.build_in(&env);
-    let dockerfile = "FROM busybox:1\nCOPY a /a\nRUN cat /a > /b && cat /proc/sys/kernel/random/uuid > /when\nCOPY b /c\n";
+    let dockerfile =
+        "FROM busybox:1\nCOPY a /a\nRUN cat /a > /b && cat /proc/sys/kernel/random/uuid > /when\nCOPY b /c\n";
     let context = env.context("cached", &[("Dockerfile", dockerfile), ("a", "1"), ("b", "1")]);
     let context = context.display().to_string();
     let when = |tag: &str| env.rbuild(["run", "--rm", tag, "cat", "/when"]).ok().stdout;
