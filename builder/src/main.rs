@@ -19,7 +19,9 @@ mod request;
 mod resolver;
 mod sbom;
 mod show;
+mod sync;
 
+use std::cell::OnceCell;
 use std::process::ExitCode;
 
 use cli::{Command, ParseError};
@@ -37,13 +39,20 @@ fn main() -> ExitCode {
         Ok(cli) => configured(cli.config.as_deref()).and_then(|config| {
             let root = cli.root.clone().or_else(|| config.root.clone());
             let places = Places::find(root, cli.config.as_deref(), uid, variable);
+            // Before a mount namespace is entered.
+            let epoch = store::root::Epoch::at(&places.root).ok();
             // While there is one thread: later the kernel refuses. What needs no other ids than the user's own works
             // without.
             let no_steps = match &cli.command {
                 Command::Completion(_) => None,
                 _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
             };
-            run(cli, &Session { places, config, no_steps })
+            let session = Session { places, config, epoch, no_steps, opened: OnceCell::new() };
+            let result = run(cli, &session);
+            if let Some(root) = session.opened.get() {
+                sync::start(root);
+            }
+            result
         }),
         // Help and version are errors to clap, with code 0.
         Err(ParseError::Clap(error)) => {
@@ -87,5 +96,6 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Prune(args) => commands::housekeeping::prune(session, &args),
         Command::Doctor(args) => commands::doctor::doctor(session, &args),
         Command::Completion(args) => commands::completion(&args),
+        Command::InternalSync(args) => sync::run(&session.places.root, &args.epoch),
     }
 }

@@ -153,13 +153,13 @@ impl Blobs {
         let to = self.path(&digest);
         self.root.publish(&[Item::Blob(digest)], || {
             file.rename(&to).map_err(StoreError::io("create", &to))?;
-            let (epoch, now) = (self.root.epoch(), now());
+            let (epoch, now) = (self.root.stamp(), now());
             self.root.inner.db.write(|tx| {
                 tx.prepare_cached("INSERT OR REPLACE INTO blobs VALUES (?1, ?2, ?3, ?3, ?4)")?.execute((
                     digest.bytes(),
                     size,
                     now,
-                    epoch.bytes(),
+                    epoch,
                 ))
             })?;
             Ok(())

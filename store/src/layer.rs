@@ -385,7 +385,7 @@ impl NewLayer {
                         bytes.len() as u64,
                         blake3::hash(&bytes).as_bytes(),
                         now,
-                        self.root.epoch().bytes(),
+                        self.root.stamp(),
                     ))
             })?;
             Ok(())

@@ -28,7 +28,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -137,12 +137,33 @@ impl Epoch {
         Self(bytes)
     }
 
-    fn now(path: &Path) -> io::Result<Self> {
+    /// The one in which what is written to the root at `path` lives. A process that enters a mount namespace asks
+    /// before: mounts have other names there, and what others wrote would not be believed.
+    pub fn at(path: &Path) -> io::Result<Self> {
         let boot = fs::read("/proc/sys/kernel/random/boot_id")?;
         // Not in rustix' flags yet: an ID that is never used again (Linux 6.8); older kernels give the short one.
         let unique = StatxFlags::from_bits_retain(0x4000);
-        let stat = rustix::fs::statx(CWD, path, AtFlags::empty(), unique | StatxFlags::MNT_ID)?;
-        Ok(Self::of(&boot, stat.stx_mnt_id))
+        let mut path = std::path::absolute(path)?;
+        loop {
+            match rustix::fs::statx(CWD, &path, AtFlags::empty(), unique | StatxFlags::MNT_ID) {
+                Ok(stat) => return Ok(Self::of(&boot, stat.stx_mnt_id)),
+                // It will be made on the file system of what is above.
+                Err(rustix::io::Errno::NOENT) if path.pop() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// As text, for another process.
+    pub fn to_hex(&self) -> String {
+        hex::encode(self.0)
+    }
+
+    /// What [`Epoch::to_hex`] made.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(text, &mut bytes).ok()?;
+        Some(Self(bytes))
     }
 }
 
@@ -169,6 +190,8 @@ pub(crate) struct Inner {
     pub(crate) indexes: IndexCache,
     // What was used and is to be marked so, in one transaction at the end.
     used: Mutex<Used>,
+    // Whether this process wrote rows that `Root::sync` has to follow up.
+    wrote: AtomicBool,
 }
 
 /// Rows whose `last_used` is behind.
@@ -204,6 +227,11 @@ impl Root {
     /// The directory is refused when it belongs to another user, when others may write to it, when a later rbuild made
     /// it, and when it has files in it that rbuild did not make.
     pub fn open(path: &Path) -> Result<Self, RootError> {
+        Self::open_in(path, None)
+    }
+
+    /// The same, in an [`Epoch`] that was asked for earlier.
+    pub fn open_in(path: &Path, epoch: Option<Epoch>) -> Result<Self, RootError> {
         let path = std::path::absolute(path).map_err(RootError::io("resolve", path))?;
         let meta = match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -234,7 +262,10 @@ impl Root {
         if let Some(kind) = network(stat.f_type) {
             return Err(RootError::Network { path, kind });
         }
-        let epoch = Epoch::now(&path).map_err(RootError::io("read", &path))?;
+        let epoch = match epoch {
+            Some(epoch) => epoch,
+            None => Epoch::at(&path).map_err(RootError::io("read", &path))?,
+        };
         let root = Self {
             inner: Arc::new(Inner {
                 db: Db::new(path.join("meta.db")),
@@ -245,6 +276,7 @@ impl Root {
                 holds: Holds::default(),
                 indexes: IndexCache::default(),
                 used: Mutex::new(Used::default()),
+                wrote: AtomicBool::new(false),
             }),
         };
         root.sweep();
@@ -259,6 +291,17 @@ impl Root {
     /// The boot and mount that unsynced bytes live in.
     pub fn epoch(&self) -> Epoch {
         self.inner.epoch
+    }
+
+    /// Whether this process has written something that is safe only after [`Root::sync`].
+    pub fn has_written(&self) -> bool {
+        self.inner.wrote.load(Ordering::Relaxed)
+    }
+
+    /// The epoch, for a row of something that is being written.
+    pub(crate) fn stamp(&self) -> &[u8] {
+        self.inner.wrote.store(true, Ordering::Relaxed);
+        self.inner.epoch.bytes()
     }
 
     /// The layers.

@@ -277,6 +277,10 @@ impl Tags {
     /// Points a name at an image whose documents are stored; `latest` if it has no tag.
     pub fn set(&self, reference: &Reference, descriptor: &Descriptor) -> Result<(), StoreError> {
         self.root.hold([Item::Image(descriptor.digest)])?;
+        // A cached build writes nothing.
+        if self.get(reference)?.as_ref() == Some(descriptor) {
+            return Ok(());
+        }
         let name = name(reference);
         self.root.inner.db.write(|tx| {
             add(tx, descriptor)?;
@@ -288,7 +292,7 @@ impl Tags {
                 turn,
                 descriptor.digest.bytes(),
                 now(),
-                self.root.epoch().bytes(),
+                self.root.stamp(),
             ))?;
             // Of those that may be lost only the newest counts; of those that are safe, too.
             tx.prepare_cached(

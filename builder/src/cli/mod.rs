@@ -78,11 +78,22 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
+    /// Wait until what was written is on disk
+    #[command(hide = true)]
+    InternalSync(InternalSyncArgs),
 }
 
 /// The whole command line, as clap knows it.
 pub(crate) fn command() -> clap::Command {
     Cli::command().mut_subcommand("build", |build| build.mut_args(defaults::with_values))
+}
+
+/// What a command that has written something leaves behind.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InternalSyncArgs {
+    /// When that was
+    #[arg(long)]
+    pub(crate) epoch: String,
 }
 
 /// Reads the command line `args` (program name first). A first argument that is no command starts a build. `defaults`

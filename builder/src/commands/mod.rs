@@ -10,10 +10,11 @@ pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod transfer;
 
+use std::cell::OnceCell;
 use std::io::{self, Write};
 
 use solver::cancel::Cancel;
-use store::root::Root;
+use store::root::{Epoch, Root};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::CompletionArgs;
@@ -27,14 +28,22 @@ pub(crate) struct Session {
     pub(crate) places: Places,
     /// What the configuration files say.
     pub(crate) config: Config,
+    /// The boot and mount that the state directory lives in.
+    pub(crate) epoch: Option<Epoch>,
     /// Why this host cannot run steps, if it cannot.
     pub(crate) no_steps: Option<String>,
+    /// The state directory, if the command has opened it.
+    pub(crate) opened: OnceCell<Root>,
 }
 
 impl Session {
     /// Opens the state directory.
     pub(crate) fn open(&self) -> Result<Root, Failure> {
-        Ok(Root::open(&self.places.root)?)
+        if let Some(root) = self.opened.get() {
+            return Ok(root.clone());
+        }
+        let root = Root::open_in(&self.places.root, self.epoch)?;
+        Ok(self.opened.get_or_init(|| root).clone())
     }
 
     /// A runtime on this thread, on which all waiting is done.
