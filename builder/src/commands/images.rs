@@ -26,8 +26,7 @@ pub(crate) fn images(session: &Session, args: &ImagesArgs) -> Result<(), Failure
             names.push(None);
         }
         for name in names {
-            let hit = |wanted: &dyn Fn(&Reference) -> bool| name.is_some_and(wanted);
-            if wanted.as_ref().is_none_or(|wanted| hit(wanted.as_ref())) {
+            if wanted.as_ref().is_none_or(|wanted| name.is_some_and(wanted)) {
                 rows.push(ImageRow::new(&image, name, now));
             }
         }
@@ -91,13 +90,13 @@ impl ImageRow {
 }
 
 /// `name` or `name:tag`: which images are meant.
-fn name_filter(text: &str) -> Result<Box<dyn Fn(&Reference) -> bool>, Failure> {
+fn name_filter(text: &str) -> Result<impl Fn(&Reference) -> bool, Failure> {
     let wanted: Reference = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
-    Ok(Box::new(move |name| {
+    Ok(move |name: &Reference| {
         name.registry == wanted.registry
             && name.repository == wanted.repository
             && (wanted.tag.is_none() || wanted.tag == name.tag)
-    }))
+    })
 }
 
 /// `rbuild rmi`
