@@ -60,13 +60,9 @@ impl Parsed {
         self.lint.filter(findings)
     }
 
-    /// The findings as they are shown at the end of a build, or by `--check`.
-    pub(crate) fn show(&self, findings: &[Diagnostic]) -> String {
-        let shown: Vec<String> = findings
-            .iter()
-            .map(|finding| finding.render(&self.name, &self.text, RenderStyle::Plain))
-            .collect();
-        shown.join("\n\n")
+    /// The findings as they are reported.
+    pub(crate) fn report(&self, findings: &[Diagnostic], error: Option<&Diagnostic>) -> lint::Report {
+        lint::Report::new(&self.dockerfile, &self.name, &self.text, findings, error)
     }
 
     /// The lines of a step that failed, as BuildKit shows them.
@@ -89,24 +85,10 @@ fn rejected(errors: &[Diagnostic], name: &str, text: &str) -> Failure {
     Failure::new(Class::Dockerfile, message).report(shown.join("\n\n"))
 }
 
-/// Marked lines with two of their neighbours (one for a range of lines), between rulers.
+/// The lines of `span`, marked.
 fn excerpt(name: &str, text: &str, span: Span) -> String {
     let (first, last) = frontend::text::LineIndex::new(text).lines(span);
-    let padding = if first == last { 2 } else { 1 };
-    let mut shown = format!("{name}:{first}\n--------------------\n");
-    for (number, line) in (1..).zip(text.lines()) {
-        if number + padding < first {
-            continue;
-        }
-        if number > last + padding {
-            break;
-        }
-        let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
-        shown.push_str(format!(" {number:3} | {mark} {line}").trim_end());
-        shown.push('\n');
-    }
-    shown.push_str("--------------------");
-    shown
+    lint::excerpt(name, text, first, last)
 }
 
 /// What the frontend is asked, for one platform.
@@ -146,20 +128,38 @@ pub(crate) struct NamedContexts {
     pub(crate) directories: std::collections::BTreeMap<String, PathBuf>,
 }
 
+/// Why there is nothing to build.
+pub(crate) enum Unconverted {
+    /// The Dockerfile means nothing.
+    Rejected(Vec<Diagnostic>),
+    /// Something else went wrong.
+    Failed(Failure),
+}
+
+impl Unconverted {
+    /// The failure, with the lines of `parsed` that are meant.
+    pub(crate) fn into_failure(self, parsed: &Parsed) -> Failure {
+        match self {
+            Self::Rejected(errors) => parsed.rejected(&errors),
+            Self::Failed(failure) => failure,
+        }
+    }
+}
+
 /// Converts for one platform, getting the image configs that conversion asks for.
 pub(crate) async fn convert(
     parsed: &Parsed,
     request: &frontend::request::Request,
     images: &Rc<Images>,
-) -> Result<Converted, Failure> {
+) -> Result<Converted, Unconverted> {
     let mut known = HashMap::new();
     loop {
         let conversion = frontend::convert(&parsed.dockerfile, request, &known);
-        match conversion.map_err(|errors| parsed.rejected(&errors))? {
+        match conversion.map_err(Unconverted::Rejected)? {
             Conversion::Complete(converted) => return Ok(*converted),
             Conversion::NeedsImages(needed) => {
-                let new =
-                    resolver::resolve(images, &needed).await.map_err(|failed| unresolved(parsed, &failed))?;
+                let new = resolver::resolve(images, &needed).await;
+                let new = new.map_err(|failed| Unconverted::Failed(unresolved(parsed, &failed)))?;
                 known.extend(new);
             }
         }

@@ -40,6 +40,8 @@ pub(crate) struct BuildRequest {
     pub(crate) attestations: Wanted,
     pub(crate) call: Call,
     pub(crate) explain: bool,
+    /// `--debug`: warnings are shown with their lines.
+    pub(crate) debug: bool,
     pub(crate) jobs: usize,
     pub(crate) progress: crate::progress::Mode,
     pub(crate) quiet: bool,
@@ -80,9 +82,21 @@ pub(crate) enum SecretSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Build,
-    Check { json: bool },
-    Outline { json: bool },
-    Targets { json: bool },
+    Check {
+        json: bool,
+        /// Findings do not make it fail.
+        ignore_status: bool,
+    },
+    Outline {
+        json: bool,
+    },
+    Targets {
+        json: bool,
+    },
+    /// Which calls there are.
+    Describe {
+        json: bool,
+    },
 }
 
 /// One `--output`.
@@ -225,6 +239,7 @@ impl BuildRequest {
             attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call(&args.call, args.check)?,
             explain: args.explain,
+            debug: args.debug,
             jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2)
             }),
@@ -335,8 +350,11 @@ fn call(text: &str, check: bool) -> Result<Call, Failure> {
     let fields = csv(text).map_err(|error| Failure::usage(format!("invalid --call {text:?}: {error}")))?;
     let mut name = "";
     let mut json = false;
+    let mut ignore_status = false;
     for field in &fields {
         match field.split_once('=') {
+            Some(("ignorestatus", value)) => ignore_status = parse_bool("ignorestatus", value)?,
+            None if field == "ignorestatus" => ignore_status = true,
             Some(("format", "json")) => json = true,
             Some(("format", "text")) => {}
             Some(("name", value)) => name = value,
@@ -347,13 +365,16 @@ fn call(text: &str, check: bool) -> Result<Call, Failure> {
         }
     }
     match (name, check) {
-        ("build" | "check" | "lint" | "", true) | ("check" | "lint", false) => Ok(Call::Check { json }),
+        ("build" | "check" | "lint" | "", true) | ("check" | "lint", false) => {
+            Ok(Call::Check { json, ignore_status })
+        }
         ("build" | "", false) => Ok(Call::Build),
         ("outline", false) => Ok(Call::Outline { json }),
         ("targets", false) => Ok(Call::Targets { json }),
+        ("subrequests.describe", false) => Ok(Call::Describe { json }),
         (_, true) => Err(Failure::usage("--check and --call cannot be used together")),
         (other, false) => Err(Failure::usage(format!(
-            "unknown --call {other:?}: expected build, check, outline or targets"
+            "unknown --call {other:?}: expected build, check, outline, targets or subrequests.describe"
         ))),
     }
 }

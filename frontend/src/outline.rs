@@ -12,6 +12,7 @@ use solver::op::Source;
 use crate::ast::{Dockerfile, Span};
 use crate::convert::{AskedMount, convert_and_ask};
 use crate::diagnostic::Diagnostic;
+use crate::lint::report::Location;
 use crate::request::{Conversion, Request, ResolvedImage};
 use crate::stages::{Stage, Stages};
 use crate::text::LineIndex;
@@ -112,29 +113,6 @@ pub struct Target {
     pub location: Location,
 }
 
-/// Lines of a source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Location {
-    /// From 1, first and last.
-    pub ranges: Vec<Range>,
-}
-
-/// A range of lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Range {
-    /// First line.
-    pub start: Line,
-    /// Last line.
-    pub end: Line,
-}
-
-/// A line, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Line {
-    /// Its number.
-    pub line: usize,
-}
-
 /// What building the request's target asks for.
 pub fn outline(dockerfile: &Dockerfile, text: &str, request: &Request) -> Result<Outline, Vec<Diagnostic>> {
     let stages = Stages::of(dockerfile);
@@ -156,7 +134,7 @@ pub fn outline(dockerfile: &Dockerfile, text: &str, request: &Request) -> Result
         .args
         .into_iter()
         .map(|(name, arg)| {
-            let location = Location::of(&index, arg.span);
+            let location = Location::lines(&index, arg.span);
             let description = arg.description.unwrap_or_default();
             (arg.span, Arg { name, description, value: arg.value, location })
         })
@@ -164,7 +142,7 @@ pub fn outline(dockerfile: &Dockerfile, text: &str, request: &Request) -> Result
     args.sort_by_key(|(span, _)| *span);
     let mut caches: Vec<(String, Span)> = asked.caches.into_iter().collect();
     caches.sort_by_key(|(_, span)| *span);
-    let cache = caches.into_iter().map(|(id, span)| Cache { id, location: Location::of(&index, span) });
+    let cache = caches.into_iter().map(|(id, span)| Cache { id, location: Location::lines(&index, span) });
     Ok(Outline {
         name: target.name.clone(),
         description: description(target),
@@ -187,7 +165,7 @@ pub fn targets(dockerfile: &Dockerfile, text: &str) -> Targets {
         description: description(stage),
         base: stage.from.image.value.clone(),
         platform: stage.from.platform.as_ref().map(|word| word.value.clone()),
-        location: Location::of(&index, stage.instruction.span),
+        location: Location::lines(&index, stage.instruction.span),
     });
     Targets { targets: targets.collect(), sources: vec![text.as_bytes().to_vec()] }
 }
@@ -251,13 +229,6 @@ impl Targets {
     }
 }
 
-impl Location {
-    fn of(index: &LineIndex<'_>, span: Span) -> Self {
-        let (first, last) = index.lines(span);
-        Self { ranges: vec![Range { start: Line { line: first }, end: Line { line: last } }] }
-    }
-}
-
 /// An image that nobody looked at.
 fn unknown(source: &Source) -> ResolvedImage {
     let platform = match source {
@@ -284,7 +255,7 @@ fn mounts(asked: BTreeMap<String, AskedMount>, index: &LineIndex<'_>) -> Vec<Mou
         .map(|(name, mount)| Mount {
             name,
             required: mount.required,
-            location: Location::of(index, mount.span),
+            location: Location::lines(index, mount.span),
         })
         .collect()
 }
@@ -364,8 +335,8 @@ mod tests {
             )
         );
         assert_eq!(outline.cache[0].id, "//c");
-        let lines = outline.secrets[0].location.ranges[0];
-        assert_eq!((lines.start.line, lines.end.line), (10, 11));
+        let lines = &outline.secrets[0].location.ranges;
+        assert_eq!(lines.iter().map(|range| range.start.line).collect::<Vec<_>>(), [10, 11]);
         let json: serde_json::Value = serde_json::from_str(&outline.to_json()).unwrap();
         assert_eq!(json["args"][2]["value"], "slow");
         assert_eq!(json["secrets"][0]["required"], true);

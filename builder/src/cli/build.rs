@@ -124,13 +124,17 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
 
-    /// What to do: build, check, outline, targets [with `,format=json`]
+    /// What to do: build, check, outline, targets, subrequests.describe [with `,format=json`]
     #[arg(long, value_name = "METHOD", default_value = "build")]
     pub(crate) call: String,
 
     /// Check the Dockerfile and build nothing (`--call=check`)
     #[arg(long)]
     pub(crate) check: bool,
+
+    /// Show warnings with their lines
+    #[arg(short = 'D', long)]
+    pub(crate) debug: bool,
 
     /// Say for each step why it was cached or not
     #[arg(long)]
@@ -215,6 +219,4 @@ pub(crate) struct IgnoredArgs {
     isolation: Option<String>,
     #[arg(long, hide = true, value_name = "X")]
     security_opt: Vec<String>,
-    #[arg(short = 'D', long, hide = true)]
-    debug: bool,
 }

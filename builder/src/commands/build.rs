@@ -20,6 +20,7 @@ use store::root::Root;
 use worker::cache::StoreCache;
 use worker::error::WorkerError;
 use worker::exec::{Network, Secret};
+use worker::file::FileError;
 use worker::source::git::GitAuth;
 use worker::source::resolve::{Images, Policy};
 use worker::{Options, Worker};
@@ -47,6 +48,7 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let root = session.open()?;
     let unpacked = Unpacked { root: root.clone(), held: RefCell::default() };
     let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
+    super::call::report_syntax(&context, request.call)?;
     let parsed = Parsed::new(&context, &request)?;
     session.runtime()?.block_on(async {
         let build = Build {
@@ -109,18 +111,23 @@ impl Build<'_> {
         if platforms.is_empty() {
             platforms.push(None);
         }
+        let requests: Vec<_> = platforms
+            .into_iter()
+            .map(|platform| build::frontend_request(self.request, self.context, &contexts, platform))
+            .collect();
+        if self.request.call != Call::Build {
+            return super::call::call(self.request.call, self.parsed, &requests, &images).await;
+        }
         let mut converted = Vec::new();
-        for platform in platforms {
-            let request = build::frontend_request(self.request, self.context, &contexts, platform);
-            converted.push(build::convert(self.parsed, &request, &images).await?);
+        for request in &requests {
+            let done = build::convert(self.parsed, request, &images).await;
+            converted.push(done.map_err(|error| error.into_failure(self.parsed))?);
         }
         let (findings, fatal) = self.parsed.findings(&converted);
-        if let Call::Check { json } = self.request.call {
-            return self.check(&findings, fatal, json);
-        }
         if fatal {
             let failure = Failure::new(Class::Dockerfile, lint::violation(&findings));
-            return Err(failure.report(self.parsed.show(&findings)));
+            let summary = self.parsed.report(&findings, None).summary(true);
+            return Err(failure.report(summary.unwrap_or_default()));
         }
         if let Some(path) = &self.request.iidfile {
             metadata::remove_iidfile(path)?;
@@ -135,6 +142,7 @@ impl Build<'_> {
             Ok(exported) => self.tell(exported, &findings),
             Err(Stopped::Failure(failure)) => Err(failure),
             Err(Stopped::Step { failure, excerpt }) => {
+                self.warn(&findings);
                 let log = report.failure().map(|log| format!("{}\n", log.trim_end())).unwrap_or_default();
                 Err(failure.report(log + &excerpt))
             }
@@ -308,26 +316,18 @@ impl Build<'_> {
             SolveError::Vertex { vertex, source, .. } => {
                 let span = converted.definition.vertex(vertex).metadata.span;
                 let excerpt = span.map(|span| self.parsed.excerpt(span)).unwrap_or_default();
-                Stopped::Step { failure: Failure::from_worker(&source), excerpt }
+                let mut failure = Failure::from_worker(&source);
+                if let Some(pattern) = ignored_by(&source)
+                    && let Some((line, _)) = self.context.ignore.iter().rev().find(|(_, own)| own == pattern)
+                {
+                    let file = &self.context.ignore_file;
+                    failure = failure.hint(format!("excluded by {file} line {line}: {pattern}"));
+                }
+                Stopped::Step { failure, excerpt }
             }
             SolveError::Cancelled => Failure::new(Class::Cancelled, "cancelled").into(),
             other => Failure::of(Class::Dockerfile, &other).into(),
         }
-    }
-
-    fn check(&self, findings: &[Diagnostic], fatal: bool, json: bool) -> Result<(), Failure> {
-        let _ = json;
-        let count = findings.len();
-        if count == 0 {
-            return print(|out| writeln!(out, "Check complete, no warnings found."));
-        }
-        let plural = if count == 1 { "warning has" } else { "warnings have" };
-        print(|out| {
-            writeln!(out, "Check complete, {count} {plural} been found!\n")?;
-            writeln!(out, "{}", self.parsed.show(findings))
-        })?;
-        let message = if fatal { lint::violation(findings) } else { String::new() };
-        Err(Failure::new(Class::Internal, message))
     }
 
     async fn export(
@@ -419,15 +419,26 @@ impl Build<'_> {
         if self.request.explain {
             super::explain::print_last(self.root, None)?;
         }
-        if !findings.is_empty() && !self.request.quiet {
-            let plural = if findings.len() == 1 { "warning" } else { "warnings" };
-            super::eprint(&format!(
-                "\n{} {plural} found:\n\n{}\n",
-                findings.len(),
-                self.parsed.show(findings)
-            ));
-        }
+        self.warn(findings);
         Ok(())
+    }
+
+    /// What was found in the Dockerfile, at the end, where it is seen.
+    fn warn(&self, findings: &[Diagnostic]) {
+        if self.request.quiet || self.request.progress == Mode::RawJson {
+            return;
+        }
+        if let Some(summary) = self.parsed.report(findings, None).summary(self.request.debug) {
+            super::eprint(&summary);
+        }
+    }
+}
+
+/// The ignore pattern that hides what a step wants to copy.
+fn ignored_by(error: &WorkerError) -> Option<&str> {
+    match error {
+        WorkerError::File(FileError::Missing { missing, .. }) => missing.ignored_by.as_deref(),
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod build;
+pub(crate) mod call;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod housekeeping;

@@ -151,7 +151,12 @@ impl StageBuilder<'_, '_> {
             let remote = self.remote(kind, copy, source, checksum.as_deref(), *source_span)?;
             let action = match remote {
                 Some(remote) => self.copy_remote(copy, remote, &common, &name, &mut inputs),
-                None => self.copy_path(kind, copy, source, origin, &common, &mut inputs),
+                None => {
+                    if copy.parents {
+                        check_pivot(source, *source_span)?;
+                    }
+                    self.copy_path(kind, copy, source, origin, &common, &mut inputs)
+                }
             };
             actions.push(FileAction::Copy(action));
         }
@@ -360,6 +365,18 @@ impl StageBuilder<'_, '_> {
             owner: common.owner.clone(),
             name: Some(heredoc.name.clone()),
         })
+    }
+}
+
+/// `--parents a/./`: with nothing behind the pivot nothing is picked, and a source that picks nothing is not there.
+fn check_pivot(written: &str, span: Span) -> Result<(), Diagnostic> {
+    match written.split_once("/./") {
+        Some((root, rest)) if path::rooted(rest) == "/" && !path::has_wildcards(root) => {
+            let message =
+                format!("{:?}: not found: nothing is named behind the pivot /./", path::rooted(root));
+            Err(Diagnostic::error("copy-parents", span, message).with_help(format!("write {root}/./*")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -17,7 +17,7 @@ use super::whiteout::PREFIX;
 /// One entry of a tar. Its data, if it is a file, is then read from the [`TarReader`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TarEntry {
-    /// In the form of [`Entry::path`](super::Entry::path); empty for the root.
+    /// In the form of [`Entry::path`](super::Entry::path); empty for the root, whatever kind the tar says that is.
     pub path: BString,
     /// What kind of file it is.
     pub kind: TarKind,
@@ -262,12 +262,6 @@ impl<R: Read> TarReader<R> {
             b'6' => TarKind::Fifo,
             _ => return Err(bad("its type is unknown")),
         };
-        if path.is_empty() && kind != TarKind::Directory {
-            return Err(ReadError::Entry {
-                path: raw_name.into(),
-                problem: "only a directory can be the root".into(),
-            });
-        }
         Ok(TarEntry { path, kind, mode, uid, gid, mtime, xattrs: records.xattrs })
     }
 

@@ -163,6 +163,9 @@ impl Collector {
     fn add(&mut self, entry: TarEntry, content: Option<ContentDigest>) -> Result<(), ReadError> {
         self.entries += 1;
         if entry.path.is_empty() {
+            if entry.kind != TarKind::Directory {
+                return Err(bad(entry.path.as_bstr(), "only a directory can be the root"));
+            }
             return self.insert(BString::default(), entry, content);
         }
         let (dir, name) = split(&entry.path);

@@ -60,23 +60,29 @@ pub fn lookup(passwd: &[u8], group: &[u8], spec: &str) -> Result<Ids, AccountErr
     Ok(Ids { uid: account.uid, gid: account.gid.unwrap_or(0), groups, home })
 }
 
-/// Looks up the user and group of `--chown`. A number without a group is its own group; a name's group is its
-/// primary one.
+/// Looks up the user and group of `--chown`, and of USER for WORKDIR. A number without a group is its own group; a
+/// name's group is its primary one. As in BuildKit, a name that is not there is no error: unlike for a step, there is
+/// an owner to fall back on, which is root, or the user's group.
 pub fn owner(
     passwd: &[u8],
     group: &[u8],
     user: &str,
     group_spec: Option<&str>,
 ) -> Result<(u32, u32), AccountError> {
-    let gid = group_spec.filter(|name| !name.is_empty()).map(|name| find_group(group, name)).transpose()?;
+    let gid = match group_spec.filter(|name| !name.is_empty()).map(|name| find_group(group, name)) {
+        None | Some(Err(AccountError::Group(_))) => None,
+        Some(found) => Some(found?),
+    };
     if user.is_empty() {
         return Ok((0, gid.unwrap_or(0)));
     }
     if let Some(uid) = parse(user)? {
         return Ok((uid, gid.unwrap_or(uid)));
     }
-    let account = find_user(passwd, user)?;
-    Ok((account.uid, gid.or(account.gid).unwrap_or(account.uid)))
+    match find_user(passwd, user) {
+        Err(AccountError::User(_)) => Ok((0, gid.unwrap_or(0))),
+        found => found.map(|account| (account.uid, gid.or(account.gid).unwrap_or(account.uid))),
+    }
 }
 
 /// Whether looking `name` up needs the file at all.
@@ -188,7 +194,10 @@ mod tests {
             ("http", Some("video"), Ok((1000, 44))),
             ("", Some("5"), Ok((0, 5))),
             ("1000", None, Ok((1000, 1000))),
-            ("ghost", None, Err(AccountError::User("ghost".to_owned()))),
+            ("ghost", None, Ok((0, 0))),
+            ("ghost", Some("adm"), Ok((0, 4))),
+            ("http", Some("ghosts"), Ok((1000, 1001))),
+            ("7", Some("ghosts"), Ok((7, 7))),
             ("99999999999", None, Err(AccountError::OutOfRange("99999999999".to_owned()))),
         ] {
             assert_eq!(owner(PASSWD, GROUP, user, group), want, "{user}:{group:?}");

@@ -228,8 +228,7 @@ fn names_of_owners_come_from_the_base() {
     let open = |_: &DiffId| unreachable!("the files are in the layer that was read before");
     let (passwd, group) = account_files(&Tree::empty(), &open).unwrap();
     assert!(passwd.is_empty() && group.is_empty());
-    let error = run(owner("ghost", None)).unwrap_err();
-    assert_eq!(error.to_string(), "could not find user \"ghost\" in /etc/passwd of the image");
+    assert_eq!(run(owner("ghost", None)).unwrap(), (0, 0));
 }
 
 #[test]
@@ -270,7 +269,7 @@ fn a_missing_source_says_what_may_be_meant() {
     let inputs = [context(&dir, &["secret"]), layers(&[&stage])];
     for (input, source, want) in [
         (0, "/config.jsn", "could not copy /config.jsn: not found; did you mean /config.json?"),
-        (0, "/secret", "could not copy /secret: excluded by .dockerignore pattern \"secret\""),
+        (0, "/secret", "could not copy /secret: excluded by the ignore pattern \"secret\""),
         (1, "/srv/sevrer", "could not copy /srv/sevrer: not found; did you mean /srv/server?"),
     ] {
         let error = stages.run(vec![FileAction::Copy(copy(input, source, "/x"))], &inputs, None).unwrap_err();

@@ -21,7 +21,7 @@ pub struct Missing {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(pattern) = &self.ignored_by {
-            return write!(f, "excluded by .dockerignore pattern {pattern:?}");
+            return write!(f, "excluded by the ignore pattern {pattern:?}");
         }
         match &self.similar[..] {
             [] => f.write_str("not found"),

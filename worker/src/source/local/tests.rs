@@ -198,8 +198,8 @@ fn a_missing_path_says_why() {
     let dir = context();
     let directory = Directory::open(dir.path(), &["node_modules", "*.txt"]).unwrap();
     for (source, want) in [
-        ("/a.txt", "excluded by .dockerignore pattern \"*.txt\""),
-        ("/node_modules/x/y.js", "excluded by .dockerignore pattern \"node_modules\""),
+        ("/a.txt", "excluded by the ignore pattern \"*.txt\""),
+        ("/node_modules/x/y.js", "excluded by the ignore pattern \"node_modules\""),
         ("/dockerfile", "not found; did you mean /Dockerfile?"),
         ("/src/mian.rs", "not found; did you mean /src/main.rs?"),
         ("/c.txt", "not found"),
