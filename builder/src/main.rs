@@ -4,6 +4,7 @@
 
 mod attest;
 mod build;
+mod cache;
 mod cli;
 mod commands;
 mod config;

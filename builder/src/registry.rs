@@ -80,6 +80,19 @@ pub(crate) fn proxies(places: &Places) -> Vec<(String, String)> {
         .collect()
 }
 
+/// A client that lets `registries` be reached without verified certificates; `client` itself if there are none.
+pub(crate) fn insecure<'a>(client: Client, registries: impl IntoIterator<Item = &'a str>) -> Client {
+    let mut registries = registries.into_iter().peekable();
+    if registries.peek().is_none() {
+        return client;
+    }
+    let mut config = client.config().clone();
+    for registry in registries {
+        allow_insecure(&mut config, registry);
+    }
+    Client::new(config)
+}
+
 /// Lets a registry be reached without verified certificates, as `registry.insecure=true` asks.
 pub(crate) fn allow_insecure(config: &mut Config, registry: &str) {
     config.hosts.entry(registry.to_owned()).or_default().transport = Transport::Insecure;

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use image::{Platform, Reference};
 use solver::op::Network;
 
 use crate::attest::Wanted;
+use crate::cache::options::{CacheFrom, CacheTo};
 use crate::cli::BuildArgs;
 use crate::export::options::annotation_flag;
 use crate::failure::Failure;
@@ -25,6 +27,10 @@ pub(crate) struct BuildRequest {
     pub(crate) platforms: Vec<Platform>,
     pub(crate) outputs: Vec<Output>,
     pub(crate) no_cache: bool,
+    pub(crate) cache_from: Vec<CacheFrom>,
+    pub(crate) cache_to: Vec<CacheTo>,
+    /// Older records do not count.
+    pub(crate) cache_ttl: Option<Duration>,
     pub(crate) no_cache_filter: Vec<String>,
     pub(crate) pull: bool,
     pub(crate) secrets: BTreeMap<String, SecretSource>,
@@ -171,6 +177,7 @@ impl BuildRequest {
             return Err(Failure::usage("--push and --load cannot be used together: give two --output"));
         }
         let build_args = pairs_from_environment(&args.build_args, environment);
+        let cache_to = cache_to(&args, &build_args)?;
         let source_date_epoch = build_args
             .iter()
             .rev()
@@ -212,6 +219,17 @@ impl BuildRequest {
                 })
                 .collect::<Result<_, _>>()?,
             no_cache: args.no_cache,
+            cache_from: args
+                .cache_from
+                .iter()
+                .map(|text| CacheFrom::parse(text))
+                .collect::<Result<_, _>>()?,
+            cache_to,
+            cache_ttl: args
+                .cache_ttl
+                .as_deref()
+                .map(|text| parse_duration("--cache-ttl", text))
+                .transpose()?,
             no_cache_filter: args.no_cache_filter,
             pull: args.pull,
             secrets: args.secrets.iter().map(|text| secret(text, environment)).collect::<Result<_, _>>()?,
@@ -251,6 +269,46 @@ impl BuildRequest {
             proxy_env: Vec::new(),
         })
     }
+}
+
+/// `--cache-to`, and the build argument that asks for an inline cache.
+fn cache_to(args: &BuildArgs, build_args: &[(String, String)]) -> Result<Vec<CacheTo>, Failure> {
+    let mut caches = args.cache_to.iter().map(|text| CacheTo::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let asked = build_args.iter().rev().find(|(name, _)| name == "BUILDKIT_INLINE_CACHE");
+    if let Some((name, value)) = asked
+        && parse_bool(name, value)?
+    {
+        caches.push(CacheTo::parse("type=inline")?);
+    }
+    Ok(caches)
+}
+
+/// A time span: `90s`, `30m`, `24h`, `14d`, `2w`, or several of these one after the other; a lone number is seconds.
+pub(crate) fn parse_duration(what: &str, text: &str) -> Result<Duration, Failure> {
+    let bad =
+        || Failure::usage(format!("invalid {what} {text:?}: expected a time such as 90s, 30m, 24h or 14d"));
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let mut total: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, tail) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let mut chars = tail.chars();
+        let unit = match chars.next() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86_400,
+            Some('w') => 604_800,
+            _ => return Err(bad()),
+        };
+        total = number.checked_mul(unit).and_then(|span| total.checked_add(span)).ok_or_else(bad)?;
+        rest = chars.as_str();
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(Duration::from_secs(total)) }
 }
 
 /// `--output`, `--push` and `--load` together. Without any of them the image goes into the local store.
@@ -496,7 +554,7 @@ fn is_git_shorthand(text: &str) -> bool {
     text.starts_with("github.com/")
 }
 
-fn parse_bool(key: &str, text: &str) -> Result<bool, Failure> {
+pub(crate) fn parse_bool(key: &str, text: &str) -> Result<bool, Failure> {
     match text {
         "true" | "1" | "t" | "T" | "TRUE" | "True" | "" => Ok(true),
         "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
@@ -560,6 +618,19 @@ pub(crate) fn csv(text: &str) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn durations_have_units() {
+        let seconds = |text: &str| parse_duration("x", text).ok().map(|span| span.as_secs());
+        for (text, expected) in
+            [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), ("14d", 1_209_600), ("2w", 1_209_600)]
+        {
+            assert_eq!(seconds(text), Some(expected), "{text}");
+        }
+        for bad in ["", "h", "1", "1x", "-1h", "1h2", "99999999999999999999h", "99999999999999999w"] {
+            assert!(bad == "1" || seconds(bad).is_none(), "{bad}");
+        }
+    }
+
     use super::*;
 
     fn request(change: impl FnOnce(&mut BuildArgs)) -> Result<BuildRequest, Failure> {

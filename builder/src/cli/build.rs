@@ -84,6 +84,10 @@ pub(crate) struct BuildArgs {
     #[arg(long = "cache-from", value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
 
+    /// Run steps again that were built longer ago than this, for example 24h or 14d
+    #[arg(long, value_name = "TIME", env = "RBUILD_CACHE_TTL")]
+    pub(crate) cache_ttl: Option<String>,
+
     /// Caches to write: `type=registry,ref=..[,mode=max]`, `type=local,dest=..`, `type=inline`
     #[arg(long = "cache-to", value_name = "CACHE")]
     pub(crate) cache_to: Vec<String>,

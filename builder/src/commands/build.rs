@@ -17,18 +17,22 @@ use solver::event::Event;
 use solver::record::SnapshotLayer;
 use store::registry::Client;
 use store::root::Root;
-use worker::cache::StoreCache;
 use worker::error::WorkerError;
 use worker::exec::{Network, Secret};
 use worker::file::FileError;
 use worker::source::git::GitAuth;
 use worker::source::resolve::{Images, Policy};
-use worker::{Options, Worker};
+use worker::{LayerSource, Options, Worker};
 
 use super::explain::Decisions;
 use super::{Session, print};
 use crate::attest::{Attestation, provenance};
 use crate::build::{self, NamedContexts, Parsed};
+use crate::cache::backends::inline;
+use crate::cache::export::{self as cache_export, Exports};
+use crate::cache::import::Imports;
+use crate::cache::options::{CacheFrom, Target};
+use crate::cache::session::{BuildCache, Used};
 use crate::cli::BuildArgs;
 use crate::context::{Context, Unpack};
 use crate::export::file::Sink;
@@ -85,6 +89,8 @@ struct Build<'a> {
 struct Made {
     image: AssembledImage,
     layers: Vec<SnapshotLayer>,
+    /// What its steps took from the cache and left there.
+    used: Used,
 }
 
 /// Why a build failed, before it is known what the display has shown of it.
@@ -105,7 +111,12 @@ impl Build<'_> {
     async fn run(&self, cancel: Cancel) -> Result<(), Failure> {
         let contexts = named_contexts(self.request)?;
         let policy = if self.request.pull { Policy::Newest } else { Policy::Missing };
-        let client = Rc::new(crate::registry::client(&self.session.places)?);
+        let insecure = self.request.cache_from.iter().filter_map(|from| match from {
+            CacheFrom::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
+            _ => None,
+        });
+        let client = crate::registry::insecure(crate::registry::client(&self.session.places)?, insecure);
+        let client = Rc::new(client);
         let images = Rc::new(Images::new(self.root.clone(), client.clone(), policy));
         let mut platforms: Vec<Option<Platform>> = self.request.platforms.iter().cloned().map(Some).collect();
         if platforms.is_empty() {
@@ -139,7 +150,12 @@ impl Build<'_> {
         let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
         let report = progress.finish();
         match result {
-            Ok(exported) => self.tell(exported, &findings),
+            Ok((exported, cache)) => {
+                if let (Some(cache), false) = (cache, self.request.quiet) {
+                    super::eprint(&format!("{cache}\n"));
+                }
+                self.tell(exported, &findings)
+            }
             Err(Stopped::Failure(failure)) => Err(failure),
             Err(Stopped::Step { failure, excerpt }) => {
                 self.warn(&findings);
@@ -158,10 +174,13 @@ impl Build<'_> {
         client: &Client,
         cancel: &Cancel,
         progress: &Progress,
-    ) -> Result<Option<Exported>, Stopped> {
+    ) -> Result<(Option<Exported>, Option<String>), Stopped> {
+        let from = self.request.cache_from.clone();
+        let imports = Imports::new(self.root.clone(), client.clone(), from, progress.handle());
+        let imports = Rc::new(imports);
         let mut made = Vec::new();
         for converted in converted {
-            made.push(self.solve(converted, contexts, images, cancel, progress).await?);
+            made.push(self.solve(converted, contexts, images, &imports, cancel, progress).await?);
         }
         let mut first = None;
         for output in &self.request.outputs {
@@ -172,7 +191,61 @@ impl Build<'_> {
             };
             first = first.or(exported);
         }
-        Ok(first)
+        let exports = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
+            exports = self.export_caches(&made, client, &imports, progress) => exports?,
+        };
+        let summary = self.cache_summary(&made, &imports, exports);
+        Ok((first, summary))
+    }
+
+    /// `--cache-to`
+    async fn export_caches(
+        &self,
+        made: &[Made],
+        client: &Client,
+        imports: &Imports,
+        progress: &Progress,
+    ) -> Result<Exports, Failure> {
+        let caches = &self.request.cache_to;
+        if caches.is_empty() {
+            return Ok(Exports::default());
+        }
+        let mut used = Used::default();
+        let mut results = Vec::new();
+        for made in made {
+            used.records.extend(made.used.records.clone());
+            used.memo.extend(made.used.memo.clone());
+            results.extend(made.layers.iter().copied());
+        }
+        cache_export::export(self.root, client, imports, caches, &used, &results, &progress.handle()).await
+    }
+
+    /// What caches of other builders saved and what they cost, if any were asked for.
+    fn cache_summary(&self, made: &[Made], imports: &Imports, exports: Exports) -> Option<String> {
+        if self.request.cache_from.is_empty() && self.request.cache_to.is_empty() {
+            return None;
+        }
+        let hits = || made.iter().flat_map(|made| made.used.hits.iter().map(|key| &made.used.records[key]));
+        let steps: usize = made.iter().map(|made| made.used.records.len()).sum();
+        let mut text = format!(
+            "cache: {} of {steps} steps reused, {:.1}s of work saved",
+            hits().count(),
+            hits().map(|record| record.seconds).sum::<f64>(),
+        );
+        if !self.request.cache_from.is_empty() {
+            text.push_str(&format!("; read in {:.2}s", imports.seconds()));
+        }
+        if !self.request.cache_to.is_empty() {
+            let Exports { sent, seconds } = exports;
+            let megabytes = sent.bytes as f64 / 1e6;
+            text.push_str(&format!(
+                "; written in {seconds:.2}s, {} of {} layers new, {megabytes:.1} MB",
+                sent.new, sent.layers
+            ));
+        }
+        Some(text)
     }
 
     async fn solve(
@@ -180,12 +253,13 @@ impl Build<'_> {
         converted: Converted,
         contexts: &NamedContexts,
         images: &Rc<Images>,
+        imports: &Rc<Imports>,
         cancel: &Cancel,
         progress: &Progress,
     ) -> Result<Made, Stopped> {
         let epoch = converted.source_date_epoch;
-        let layers = match converted.result {
-            None => Vec::new(),
+        let (layers, used) = match converted.result {
+            None => (Vec::new(), Used::default()),
             Some(vertex) => {
                 let wanted = [Wanted { vertex, want_files: self.wants_files() }];
                 let show = progress.handle().definition(&converted.definition, &wanted);
@@ -197,9 +271,12 @@ impl Build<'_> {
                         show(event);
                     })
                 };
-                let options = self.options(contexts, epoch)?;
+                let options = Options {
+                    elsewhere: (!imports.is_empty()).then(|| imports.clone() as Rc<dyn LayerSource>),
+                    ..self.options(contexts, epoch)?
+                };
                 let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
-                let cache = StoreCache::new(self.root);
+                let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl);
                 let options = driver::Options {
                     parallelism: self.request.jobs,
                     cancel: cancel.clone(),
@@ -208,18 +285,62 @@ impl Build<'_> {
                 let solved =
                     driver::solve(&converted.definition, &wanted, &worker, &cache, &*events, &options).await;
                 decisions.keep(self.root);
-                let mut solved = solved.map_err(|error| self.stopped(&converted, error))?;
-                solved.remove(0).snapshot.expect("a result is no local directory").layers
+                let layers_of = |solved: Vec<driver::Solved>| {
+                    let snapshot = solved.into_iter().next().and_then(|solved| solved.snapshot);
+                    snapshot.expect("a result is no local directory").layers
+                };
+                let mut layers = layers_of(solved.map_err(|error| self.stopped(&converted, error))?);
+                if self.request.outputs.iter().any(|output| output.kind != OutputKind::CacheOnly)
+                    && !self.can_all_be_had(&layers, imports).await?
+                {
+                    // A cache knew a step of the result and lacks its layer: now the files are wanted, so it runs.
+                    let wanted = [Wanted { vertex, want_files: true }];
+                    let again = |event| {
+                        if !matches!(event, Event::Cached(_)) {
+                            events(event);
+                        }
+                    };
+                    let solved =
+                        driver::solve(&converted.definition, &wanted, &worker, &cache, &again, &options)
+                            .await;
+                    decisions.keep(self.root);
+                    layers = layers_of(solved.map_err(|error| self.stopped(&converted, error))?);
+                }
+                (layers, cache.into_used())
             }
         };
         let now = seconds_now();
-        let config = assemble::finish_config(converted.config, converted.base_history, &layers, epoch, now);
+        let mut config =
+            assemble::finish_config(converted.config, converted.base_history, &layers, epoch, now);
+        inline::clear(&mut config);
+        if self.request.cache_to.iter().any(|to| to.target == Target::Inline) {
+            inline::embed(&mut config, &cache_export::index(self.root, &used));
+        }
         let mut image =
             AssembledImage { config, platform: converted.platform.clone(), attestations: Vec::new() };
         // The same inputs are to give the same bytes where a time is given.
         let times = epoch.is_none().then_some((self.began, now));
         image.attestations = self.attest(&converted.definition, &image, times)?;
-        Ok(Made { image, layers })
+        Ok(Made { image, layers, used })
+    }
+
+    /// Whether all layers are here or at registries; those that only an imported cache has are brought here.
+    async fn can_all_be_had(&self, layers: &[SnapshotLayer], imports: &Imports) -> Result<bool, Failure> {
+        let store = self.root.layers();
+        for SnapshotLayer { diff_id, .. } in layers {
+            if store.contains(diff_id)? {
+                continue;
+            }
+            let mut had = false;
+            for blob in store.blobs_of(diff_id)? {
+                had |=
+                    self.root.blobs().contains(&blob.digest)? || !store.locations(&blob.digest)?.is_empty();
+            }
+            if !had && (imports.is_empty() || !imports.bring_layer(*diff_id).await) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What is said about an image beside it.

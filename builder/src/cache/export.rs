@@ -1,0 +1,180 @@
+//! What of a build goes into a cache, and the transfer to all of them.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use image::{ContentDigest, DiffId};
+use solver::record::{Record, SnapshotLayer};
+use store::registry::Client;
+use store::root::Root;
+
+use super::CacheError;
+use super::backends::{Sent, local, registry};
+use super::format::{CacheIndex, CachedStep};
+use super::import::Imports;
+use super::options::{CacheTo, Mode, Target};
+use super::session::Used;
+use crate::failure::{Class, Failure};
+use crate::progress::Handle;
+
+/// Layers shorter than this go whatever running their step again would cost, bytes of tar: what a step that runs again
+/// reads has to be fetched as well.
+const ALWAYS: u64 = 4 << 20;
+/// What a transfer is taken to carry, bytes of tar a second: 20 MB/s of compressed bytes.
+const SPEED: f64 = 60e6;
+
+/// What goes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// Records and selections; its layers are filled in when their blobs are known.
+    pub(crate) index: CacheIndex,
+    /// Layers that are to be there, those of results first.
+    pub(crate) layers: Vec<DiffId>,
+}
+
+impl Plan {
+    /// What of a build goes with `mode`. `results` are the layers of its images.
+    ///
+    /// Layers of base images do not go: whoever builds on them finds them where they are. With `weigh`, a layer that no
+    /// result has is left out if it takes longer to fetch than to make.
+    pub(crate) fn new(root: &Root, used: &Used, results: &[SnapshotLayer], mode: Mode, weigh: bool) -> Self {
+        let mut plan = Self { index: index(root, used), layers: Vec::new() };
+        let mut seen = HashSet::new();
+        let made = results.iter().filter(|layer| layer.created.is_some()).map(|layer| layer.diff_id);
+        plan.layers.extend(made.filter(|layer| seen.insert(*layer)));
+        if mode == Mode::Max {
+            let worth = used.records.values().filter(|record| !weigh || is_worth_it(record));
+            plan.layers.extend(worth.map(|record| record.layer).filter(|layer| seen.insert(*layer)));
+        }
+        plan
+    }
+}
+
+/// The records and selections of a build.
+pub(crate) fn index(root: &Root, used: &Used) -> CacheIndex {
+    let records = root.records();
+    let steps = used.records.iter().map(|(key, record)| {
+        let entry = records.entry(&key.0.0).ok().flatten();
+        // Without its row it has no place, and explains nothing.
+        let (step, stored, name) = entry
+            .map_or((ContentDigest([0; 32]), record.created, String::new()), |e| {
+                (ContentDigest(e.step), e.created, e.description)
+            });
+        (*key, CachedStep { step, stored, name, record: record.clone() })
+    });
+    CacheIndex { steps: steps.collect(), memo: used.memo.clone(), layers: Vec::new() }
+}
+
+fn is_worth_it(record: &Record) -> bool {
+    record.bytes <= ALWAYS || record.bytes as f64 / SPEED <= record.seconds
+}
+
+/// What all exports of a build came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Exports {
+    pub(crate) sent: Sent,
+    pub(crate) seconds: f64,
+}
+
+/// Writes the caches that are asked for, one after the other. A cache that cannot be written is told of, and fails the
+/// build if that was asked for.
+pub(crate) async fn export(
+    root: &Root,
+    client: &Client,
+    imports: &Imports,
+    caches: &[CacheTo],
+    used: &Used,
+    results: &[SnapshotLayer],
+    progress: &Handle,
+) -> Result<Exports, Failure> {
+    let begin = Instant::now();
+    let mut all = Exports::default();
+    for to in caches {
+        let kind = match &to.target {
+            Target::Registry { .. } => "registry",
+            Target::Local { .. } => "local directory",
+            // It went with the image.
+            Target::Inline => continue,
+        };
+        let task = progress.task(&format!("exporting cache to {kind}"));
+        let plan = Plan::new(root, used, results, to.mode, to.weigh);
+        let written: Result<Sent, CacheError> = match &to.target {
+            Target::Registry { reference, insecure } => {
+                let registry = insecure.then_some(reference.registry.as_str());
+                let client = crate::registry::insecure(client.clone(), registry);
+                registry::write(root, &client, reference, to, &plan, &task).await
+            }
+            Target::Local { dest, tag, reset } => {
+                local::write(root, client, imports, (dest, tag, *reset), to, &plan).await
+            }
+            Target::Inline => unreachable!("skipped above"),
+        };
+        match written {
+            Ok(sent) => {
+                task.done();
+                all.sent.layers += sent.layers;
+                all.sent.new += sent.new;
+                all.sent.bytes += sent.bytes;
+            }
+            Err(error) => {
+                let message = format!("could not export cache to {}: {error}", to.name());
+                task.failed(&message);
+                if !to.ignore_error {
+                    return Err(Failure::new(Class::Network, message));
+                }
+                tracing::warn!("{message}");
+            }
+        }
+    }
+    all.seconds = begin.elapsed().as_secs_f64();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Digest;
+    use solver::key::{CacheKey, ResultDigest};
+
+    use super::*;
+
+    fn used(records: &[(u8, f64, u64)]) -> Used {
+        let mut used = Used::default();
+        for &(n, seconds, bytes) in records {
+            let digest = ContentDigest::of(&[n]);
+            let record = Record {
+                layer: DiffId(Digest::of(&[n])),
+                result: ResultDigest(digest),
+                op: digest,
+                inputs: Vec::new(),
+                seconds,
+                bytes,
+                created: 1,
+            };
+            used.records.insert(CacheKey(digest), record);
+        }
+        used
+    }
+
+    #[test]
+    fn layers_go_by_mode_and_by_what_they_cost() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        let layer = |n: u8, created| SnapshotLayer { diff_id: DiffId(Digest::of(&[n])), created };
+        // 1 is the base's, 2 the result's, 3 slow and big, 4 fast and big, 5 fast and small.
+        let used = used(&[(2, 0.0, 1 << 30), (3, 100.0, 1 << 30), (4, 0.1, 1 << 30), (5, 0.0, 10)]);
+        let results = [layer(1, None), layer(2, Some(1))];
+        let plan = |mode, weigh| {
+            let plan = Plan::new(&root, &used, &results, mode, weigh);
+            assert_eq!(plan.index.steps.len(), 4, "all records go always");
+            let names: Vec<u8> = plan
+                .layers
+                .iter()
+                .map(|l| (1..6).find(|n| DiffId(Digest::of(&[*n])) == *l).unwrap())
+                .collect();
+            (names[0], names.into_iter().collect::<HashSet<u8>>())
+        };
+        assert_eq!(plan(Mode::Min, true), (2, HashSet::from([2])));
+        assert_eq!(plan(Mode::Max, true), (2, HashSet::from([2, 3, 5])));
+        assert_eq!(plan(Mode::Max, false), (2, HashSet::from([2, 3, 4, 5])));
+    }
+}

@@ -1,0 +1,223 @@
+//! [`Imports`]: the caches of `--cache-from`, read when something is first asked of them.
+//!
+//! What an imported record says is a claim of whoever wrote that cache, which is why caches are read only when they are
+//! named, a record of this host is never replaced by one, and a layer is known to be what it should be when it is here.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt as _;
+use futures::future::{LocalBoxFuture, join_all};
+use image::{ContentDigest, Descriptor, DiffId, Reference};
+use solver::key::{CacheKey, ResultDigest};
+use solver::record::Record;
+use solver::runner::StepId;
+use store::archive::OciLayout;
+use store::compress::Algorithm;
+use store::error::StoreError;
+use store::layer::LayerBlob;
+use store::pool;
+use store::record::NewRecord;
+use store::registry::Client;
+use store::root::Root;
+use tokio::sync::OnceCell;
+use worker::LayerSource;
+
+use super::CacheError;
+use super::backends::{local, registry};
+use super::format::{CacheIndex, CachedStep};
+use super::options::CacheFrom;
+use crate::progress::Handle;
+
+/// The caches that a build may take from.
+pub(crate) struct Imports {
+    root: Root,
+    client: Client,
+    from: Vec<CacheFrom>,
+    progress: Handle,
+    loaded: OnceCell<Vec<Import>>,
+    /// Seconds that reading the indexes took.
+    seconds: Cell<f64>,
+}
+
+/// A cache whose index was read.
+struct Import {
+    name: String,
+    index: CacheIndex,
+    blobs: HashMap<DiffId, Descriptor>,
+    place: Place,
+}
+
+/// Where the blobs of a cache are.
+enum Place {
+    Registry(Reference),
+    Layout(Arc<OciLayout>),
+}
+
+impl fmt::Debug for Imports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imports").field("from", &self.from).finish_non_exhaustive()
+    }
+}
+
+impl Imports {
+    /// Nothing is read yet.
+    pub(crate) fn new(root: Root, client: Client, from: Vec<CacheFrom>, progress: Handle) -> Self {
+        Self { root, client, from, progress, loaded: OnceCell::new(), seconds: Cell::new(0.0) }
+    }
+
+    /// Whether there are any.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.from.is_empty()
+    }
+
+    /// What reading them took so far, seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.seconds.get()
+    }
+
+    /// The record of `key` in the first cache that has it, and when it was recorded. Where its layer is, is remembered here.
+    pub(crate) async fn record(&self, key: CacheKey) -> Option<(Record, i64)> {
+        let imports = self.loaded().await;
+        // One that has the layer as well saves more.
+        let having = imports.iter().filter_map(|import| Some((import, import.index.steps.get(&key)?)));
+        let (import, step) =
+            having.min_by_key(|(import, step)| !import.blobs.contains_key(&step.record.layer))?;
+        if let Err(error) = self.adopt(import, key, step) {
+            tracing::warn!("could not keep an imported record: {error}");
+        }
+        Some((step.record.clone(), step.stored))
+    }
+
+    /// What a selector picked of a result, if a cache knows.
+    pub(crate) async fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest> {
+        let imports = self.loaded().await;
+        let found = imports.iter().find_map(|import| import.index.memo.get(&(result, selector)).copied())?;
+        if let Err(error) = self.root.memo().put_new(&result.0.0, &selector.0, &found.0) {
+            tracing::warn!("could not keep an imported selection: {error}");
+        }
+        Some(found)
+    }
+
+    /// The record of what last stood in a step's place, if the caches were read.
+    pub(crate) fn previous(&self, step: StepId) -> Option<Record> {
+        let steps = self.loaded.get()?.iter().flat_map(|import| import.index.steps.values());
+        steps.filter(|other| other.step == step.0).max_by_key(|other| other.stored).map(|s| s.record.clone())
+    }
+
+    async fn loaded(&self) -> &[Import] {
+        self.loaded
+            .get_or_init(|| async {
+                let begin = Instant::now();
+                let all = join_all(self.from.iter().map(|from| self.load(from))).await;
+                self.seconds.set(self.seconds.get() + begin.elapsed().as_secs_f64());
+                all.into_iter().flatten().collect()
+            })
+            .await
+    }
+
+    async fn load(&self, from: &CacheFrom) -> Option<Import> {
+        let name = from.name();
+        let task = self.progress.task(&format!("importing cache manifest from {name}"));
+        match self.read(from).await {
+            Ok((index, place)) => {
+                task.done();
+                Some(Import { name, blobs: index.blobs(), index, place })
+            }
+            Err(error) => {
+                // The first build of all finds no cache.
+                let message = format!("could not import cache from {name}: {error}");
+                match error {
+                    CacheError::Missing(_) => tracing::info!("{message}"),
+                    _ => tracing::warn!("{message}"),
+                }
+                task.failed(&message);
+                None
+            }
+        }
+    }
+
+    async fn read(&self, from: &CacheFrom) -> Result<(CacheIndex, Place), CacheError> {
+        match from {
+            CacheFrom::Registry { reference, .. } => {
+                let index = registry::read(&self.client, reference).await?;
+                Ok((index, Place::Registry(reference.clone())))
+            }
+            CacheFrom::Local { src, tag, digest } => {
+                let (layout, index) = local::read(&self.root, src, tag, digest.as_ref())?;
+                Ok((index, Place::Layout(Arc::new(layout))))
+            }
+        }
+    }
+
+    /// Keeps an imported record, and where its layer is.
+    fn adopt(&self, import: &Import, key: CacheKey, step: &CachedStep) -> Result<(), StoreError> {
+        let layer = step.record.layer;
+        if let (Place::Registry(reference), Some(blob)) = (&import.place, import.blobs.get(&layer)) {
+            self.remember(layer, blob, reference)?;
+        }
+        let bytes = worker::cache::encode(&step.record);
+        let new = NewRecord {
+            key: key.0.0,
+            step: step.step.0,
+            diff_id: layer,
+            bytes: &bytes,
+            description: &step.name,
+        };
+        self.root.records().put_new(&new, &import.name, step.stored)?;
+        Ok(())
+    }
+
+    fn remember(&self, layer: DiffId, blob: &Descriptor, at: &Reference) -> Result<(), StoreError> {
+        let layers = self.root.layers();
+        let known = layers.blobs_of(&layer)?;
+        let is_known = known.iter().any(|known| known.digest == blob.digest);
+        // What this host knows of its own layers is not added to by what others say.
+        if !is_known && (!known.is_empty() || layers.contains(&layer)?) {
+            return Ok(());
+        }
+        if !is_known {
+            layers.remember_blob(
+                &layer,
+                &LayerBlob {
+                    digest: blob.digest,
+                    size: blob.size,
+                    algorithm: Algorithm::of_media_type(&blob.media_type).unwrap_or(Algorithm::None),
+                    media_type: blob.media_type.clone(),
+                    level: None,
+                    annotations: Default::default(),
+                },
+            )?;
+        }
+        layers.remember_location(&blob.digest, &at.registry, &at.repository)
+    }
+
+    /// Brings a layer that no registry gave. Caches at registries are none the wiser.
+    pub(crate) async fn bring_layer(&self, diff_id: DiffId) -> bool {
+        for import in self.loaded().await {
+            let (Place::Layout(layout), Some(blob)) = (&import.place, import.blobs.get(&diff_id)) else {
+                continue;
+            };
+            let (root, layout, blob) = (self.root.clone(), layout.clone(), blob.clone());
+            let brought = pool::spawn(move || layout.bring_layer(&root, diff_id, &blob)).await;
+            match brought {
+                Ok(Ok(true)) => return true,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("could not take layer {diff_id} from {}: {error}", import.name)
+                }
+                Err(panic) => tracing::warn!("could not take layer {diff_id} from {}: {panic}", import.name),
+            }
+        }
+        false
+    }
+}
+
+impl LayerSource for Imports {
+    fn bring(&self, diff_id: DiffId) -> LocalBoxFuture<'_, bool> {
+        self.bring_layer(diff_id).boxed_local()
+    }
+}
