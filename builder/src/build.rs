@@ -11,9 +11,10 @@ use frontend::{Diagnostic, Dockerfile, lint};
 use image::Platform;
 use worker::source::resolve::{ImageError, Images};
 
+use crate::ci::Place;
 use crate::context::Context;
 use crate::failure::{Class, Failure};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, ContextSource, DockerfileSource};
 use crate::resolver;
 
 /// A Dockerfile that was read and parsed without errors.
@@ -24,6 +25,8 @@ pub(crate) struct Parsed {
     pub(crate) text: String,
     /// Its name in messages.
     pub(crate) name: String,
+    /// Its path as the caller sees it.
+    pub(crate) path: String,
     pub(crate) lint: lint::Config,
 }
 
@@ -33,18 +36,33 @@ impl Parsed {
         let text = frontend::text::decode(&context.text).into_owned();
         let (dockerfile, errors) = frontend::parse(&context.text);
         let name = context.name.clone();
+        let path = match (&request.dockerfile, &request.context) {
+            (DockerfileSource::Path(path), _) => path.display().to_string(),
+            (DockerfileSource::Default, ContextSource::Directory(directory)) => {
+                directory.join(&name).components().as_path().display().to_string()
+            }
+            _ => name.clone(),
+        };
+        let path = path.trim_start_matches("./").to_owned();
         if !errors.is_empty() {
-            return Err(rejected(&errors, &name, &text));
+            return Err(rejected(&errors, &name, &text).at(place(&errors, &path, &text)));
         }
         let check = request.build_args.iter().rev().find(|(name, _)| name == lint::BUILD_ARG);
         let lint = lint::Config::new(&dockerfile, check.map(|(_, value)| value.as_str()))
             .map_err(|error| rejected(&[error], &name, &text))?;
-        Ok(Self { dockerfile, text, name, lint })
+        Ok(Self { dockerfile, text, name, path, lint })
     }
 
     /// A failure that shows `errors` with their lines.
     pub(crate) fn rejected(&self, errors: &[Diagnostic]) -> Failure {
-        rejected(errors, &self.name, &self.text)
+        rejected(errors, &self.name, &self.text).at(place(errors, &self.path, &self.text))
+    }
+
+    /// The lines of `span`, for messages beside the code.
+    pub(crate) fn place(&self, span: (usize, usize)) -> Place {
+        let span = Span { start: span.0, end: span.1 };
+        let (first, last) = frontend::text::LineIndex::new(&self.text).lines(span);
+        Place { file: self.path.clone(), first, last }
     }
 
     /// Findings of the linter that are not switched off, and whether they are to fail the build.
@@ -69,6 +87,12 @@ impl Parsed {
     pub(crate) fn excerpt(&self, span: (usize, usize)) -> String {
         excerpt(&self.name, &self.text, Span { start: span.0, end: span.1 })
     }
+}
+
+fn place(errors: &[Diagnostic], path: &str, text: &str) -> Option<Place> {
+    let span = errors.iter().find_map(|error| error.spans.first())?;
+    let (first, last) = frontend::text::LineIndex::new(text).lines(*span);
+    Some(Place { file: path.to_owned(), first, last })
 }
 
 fn rejected(errors: &[Diagnostic], name: &str, text: &str) -> Failure {

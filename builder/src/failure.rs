@@ -17,6 +17,8 @@ use worker::exec::{ExecError, SpawnError};
 use worker::source::image::PullError;
 use worker::source::resolve::ImageError;
 
+use crate::ci::Place;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -27,6 +29,8 @@ pub(crate) struct Failure {
     pub(crate) hints: Vec<String>,
     /// Rendered excerpts that are printed before the message, as they are.
     pub(crate) report: String,
+    /// Where in the Dockerfile.
+    pub(crate) place: Option<Place>,
 }
 
 /// Classes of failure: who has to act.
@@ -73,7 +77,7 @@ impl Class {
 
 impl Failure {
     pub(crate) fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), hints: Vec::new(), report: String::new() }
+        Self { class, message: message.into(), hints: Vec::new(), report: String::new(), place: None }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -115,6 +119,14 @@ impl Failure {
     #[must_use]
     pub(crate) fn report(mut self, report: impl Into<String>) -> Self {
         self.report = report.into();
+        self
+    }
+}
+
+impl Failure {
+    #[must_use]
+    pub(crate) fn at(mut self, place: Option<Place>) -> Self {
+        self.place = place;
         self
     }
 }

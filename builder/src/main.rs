@@ -5,6 +5,7 @@
 mod attest;
 mod build;
 mod cache;
+mod ci;
 mod cli;
 mod commands;
 mod config;
@@ -12,6 +13,7 @@ mod context;
 mod environment;
 mod export;
 mod failure;
+mod journal;
 #[allow(dead_code, reason = "not every view is reachable until builds run")]
 mod progress;
 mod prompt;
@@ -25,6 +27,7 @@ mod sync;
 use std::cell::OnceCell;
 use std::process::ExitCode;
 
+use ci::Ci;
 use cli::{Command, ParseError};
 use commands::Session;
 use config::Config;
@@ -34,6 +37,7 @@ use failure::Failure;
 fn main() -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
     let uid = rustix::process::getuid().as_raw();
+    let ci = Ci::of(variable);
     let configured =
         |config: Option<&std::path::Path>| Config::read(&Places::find(None, config, uid, variable));
     let result = match cli::parse(std::env::args_os(), configured) {
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
                 Command::Completion(_) => None,
                 _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
             };
-            let session = Session { places, config, epoch, no_steps, opened: OnceCell::new() };
+            let session = Session { places, config, epoch, no_steps, ci, opened: OnceCell::new() };
             let result = run(cli, &session);
             if let Some(root) = session.opened.get() {
                 sync::start(root);
@@ -65,7 +69,12 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let text = failure.to_string();
+            let mut text = failure.to_string();
+            let place = failure.place.as_ref();
+            if let Some(note) = place.and_then(|at| ci.annotation("error", at, "rbuild", &failure.message)) {
+                text.push('\n');
+                text.push_str(note.trim_end());
+            }
             if !text.is_empty() {
                 #[expect(clippy::print_stderr, reason = "the one place where a failed command speaks")]
                 {
@@ -96,6 +105,9 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Du(args) => commands::housekeeping::du(session, &args),
         Command::Prune(args) => commands::housekeeping::prune(session, &args),
         Command::Doctor(args) => commands::doctor::doctor(session, &args),
+        Command::Builds(args) => commands::builds::builds(session, &args),
+        Command::Logs(args) => commands::builds::logs(session, &args),
+        Command::Index(args) => commands::index::index(session, &args),
         Command::Completion(args) => commands::completion(&args),
         Command::InternalSync(args) => sync::run(&session.places.root, &args.epoch),
     }

@@ -10,6 +10,7 @@
 pub mod archive;
 pub mod blob;
 pub mod compress;
+pub mod copy;
 pub mod db;
 pub mod directory;
 pub mod error;

@@ -472,10 +472,10 @@ impl Source for BlobSource {
 }
 
 /// A blob of another registry, passed on. The registry that gets it checks its digest.
-struct RemoteSource {
-    client: Client,
-    from: Reference,
-    blob: Descriptor,
+pub(crate) struct RemoteSource {
+    pub(crate) client: Client,
+    pub(crate) from: Reference,
+    pub(crate) blob: Descriptor,
 }
 
 impl Source for RemoteSource {

@@ -1,8 +1,10 @@
 //! The command line as it is typed. What it means is in `request`; what it does in `commands`.
 
 mod build;
+mod builds;
 pub(crate) mod defaults;
 mod image;
+mod index;
 mod run;
 
 use std::ffi::OsString;
@@ -11,10 +13,12 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use build::BuildArgs;
+pub(crate) use builds::{BuildsArgs, LogsArgs};
 pub(crate) use image::{
     CompletionArgs, DoctorArgs, DuArgs, ExplainArgs, HistoryArgs, ImagesArgs, InspectArgs, LoadArgs,
     LoginArgs, LogoutArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
 };
+pub(crate) use index::{IndexArgs, IndexCommand, IndexCreateArgs, IndexInspectArgs};
 pub(crate) use run::RunArgs;
 
 use crate::failure::Failure;
@@ -70,6 +74,12 @@ pub(crate) enum Command {
     Logout(LogoutArgs),
     /// Say why each step of the last build was cached or not
     Explain(ExplainArgs),
+    /// List the last builds
+    Builds(BuildsArgs),
+    /// Show what the steps of a build said
+    Logs(LogsArgs),
+    /// Join images of several platforms in a registry, or look at such an index
+    Index(IndexArgs),
     /// Show how much disk space the state directory takes
     Du(DuArgs),
     /// Remove what is not needed

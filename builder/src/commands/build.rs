@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use frontend::request::{Converted, NamedContext};
 use frontend::{Diagnostic, lint};
-use image::Platform;
 use image::tree::Tree;
+use image::{Platform, Reference};
 use solver::cancel::Cancel;
 use solver::driver::{self, Root as Wanted, SolveError};
 use solver::event::Event;
@@ -38,6 +38,7 @@ use crate::context::{Context, Unpack};
 use crate::export::file::Sink;
 use crate::export::{self, AssembledImage, Exported, assemble, flat, metadata};
 use crate::failure::{Class, Failure, OrFail as _};
+use crate::journal::{self, Journal, Listener};
 use crate::progress::{Mode, Progress, Terminal};
 use crate::request::{BuildRequest, Call, ContextSource, Output, OutputKind, SecretSource};
 use crate::sbom;
@@ -55,16 +56,24 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     super::call::report_syntax(&context, request.call)?;
     let parsed = Parsed::new(&context, &request)?;
     session.runtime()?.block_on(async {
+        let id = journal::new_id();
         let build = Build {
             session,
             request: &request,
             root: &root,
             context: &context,
             parsed: &parsed,
-            id: build_id(),
+            journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(&request, &id))),
+            id,
             began: seconds_now(),
+            digest: RefCell::default(),
         };
-        super::until_interrupted(|cancel| build.run(cancel)).await
+        let result = super::until_interrupted(|cancel| build.run(cancel)).await;
+        if let Some(journal) = build.journal {
+            let how = result.as_ref().err().map_or("done", |failure| failure.message.as_str());
+            journal.finish(how, build.digest.take());
+        }
+        result
     })?;
     if let Some(limit) = session.config.limit {
         root.prune(&store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() })?;
@@ -83,6 +92,10 @@ struct Build<'a> {
     id: String,
     /// When it began, seconds since the epoch.
     began: i64,
+    /// What is written down of it.
+    journal: Option<Journal>,
+    /// What it came to.
+    digest: RefCell<Option<String>>,
 }
 
 /// What one platform came to.
@@ -264,10 +277,14 @@ impl Build<'_> {
                 let wanted = [Wanted { vertex, want_files: self.wants_files() }];
                 let show = progress.handle().definition(&converted.definition, &wanted);
                 let decisions = Decisions::new(&converted.definition);
+                let listener = self.journal.as_ref().map(|journal| journal.listen(&converted.definition));
                 let events: Rc<dyn Fn(Event)> = {
-                    let decisions = decisions.clone();
+                    let (decisions, listener) = (decisions.clone(), listener.clone());
                     Rc::new(move |event| {
                         decisions.note(&event);
+                        if let Some(listener) = &listener {
+                            listener.note(&event);
+                        }
                         show(event);
                     })
                 };
@@ -289,7 +306,8 @@ impl Build<'_> {
                     let snapshot = solved.into_iter().next().and_then(|solved| solved.snapshot);
                     snapshot.expect("a result is no local directory").layers
                 };
-                let mut layers = layers_of(solved.map_err(|error| self.stopped(&converted, error))?);
+                let mut layers =
+                    layers_of(solved.map_err(|error| self.stopped(&converted, error, listener.as_ref()))?);
                 if self.request.outputs.iter().any(|output| output.kind != OutputKind::CacheOnly)
                     && !self.can_all_be_had(&layers, imports).await?
                 {
@@ -304,7 +322,9 @@ impl Build<'_> {
                         driver::solve(&converted.definition, &wanted, &worker, &cache, &again, &options)
                             .await;
                     decisions.keep(self.root);
-                    layers = layers_of(solved.map_err(|error| self.stopped(&converted, error))?);
+                    layers = layers_of(
+                        solved.map_err(|error| self.stopped(&converted, error, listener.as_ref()))?,
+                    );
                 }
                 (layers, cache.into_used())
             }
@@ -432,12 +452,22 @@ impl Build<'_> {
         format!("{} {} {platform}", directory.unwrap_or_default(), self.parsed.name)
     }
 
-    fn stopped(&self, converted: &Converted, error: SolveError<WorkerError>) -> Stopped {
+    fn stopped(
+        &self,
+        converted: &Converted,
+        error: SolveError<WorkerError>,
+        listener: Option<&Listener>,
+    ) -> Stopped {
         match error {
             SolveError::Vertex { vertex, source, .. } => {
                 let span = converted.definition.vertex(vertex).metadata.span;
                 let excerpt = span.map(|span| self.parsed.excerpt(span)).unwrap_or_default();
-                let mut failure = Failure::from_worker(&source);
+                let mut failure = Failure::from_worker(&source).at(span.map(|span| self.parsed.place(span)));
+                if let (Class::Step, Some(listener)) = (failure.class, listener) {
+                    let number = listener.number(vertex);
+                    failure =
+                        failure.hint(format!("`rbuild logs {} {number}` shows all that it said", self.id));
+                }
                 if let Some(pattern) = ignored_by(&source)
                     && let Some((line, _)) = self.context.ignore.iter().rev().find(|(_, own)| own == pattern)
                 {
@@ -523,6 +553,7 @@ impl Build<'_> {
 
     /// What a build that went well says at its end.
     fn tell(&self, exported: Option<Exported>, findings: &[Diagnostic]) -> Result<(), Failure> {
+        *self.digest.borrow_mut() = exported.as_ref().map(|exported| exported.descriptor.digest.to_string());
         if let Some(path) = &self.request.metadata_file {
             let build = format!("default/default/{}", self.id);
             metadata::write_metadata(
@@ -552,6 +583,13 @@ impl Build<'_> {
         if let Some(summary) = self.parsed.report(findings, None).summary(self.request.debug) {
             super::eprint(&summary);
         }
+        for finding in findings {
+            let place = finding.spans.first().map(|span| self.parsed.place((span.start, span.end)));
+            let note = place.and_then(|place| {
+                self.session.ci.annotation("warning", &place, finding.code, &finding.message)
+            });
+            super::eprint(&note.unwrap_or_default());
+        }
     }
 }
 
@@ -567,10 +605,20 @@ fn seconds_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// A name for this build, in metadata.
-fn build_id() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    format!("{:x}{:x}", std::process::id(), now)
+/// What the journal says of a build that begins.
+fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
+    journal::Entry {
+        id: id.to_owned(),
+        began: seconds_now(),
+        result: "running".to_owned(),
+        names: request.tags.iter().map(Reference::familiar).collect(),
+        context: match &request.context {
+            ContextSource::Directory(path) => path.display().to_string(),
+            ContextSource::Stdin => "-".to_owned(),
+            ContextSource::Remote(url) => url.clone(),
+        },
+        ..journal::Entry::default()
+    }
 }
 
 /// `--build-context`

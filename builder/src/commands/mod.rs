@@ -2,11 +2,13 @@
 
 pub(crate) mod archive;
 pub(crate) mod build;
+pub(crate) mod builds;
 pub(crate) mod call;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod housekeeping;
 pub(crate) mod images;
+pub(crate) mod index;
 pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod transfer;
@@ -18,6 +20,7 @@ use solver::cancel::Cancel;
 use store::root::{Epoch, Root};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::ci::Ci;
 use crate::cli::CompletionArgs;
 use crate::config::Config;
 use crate::environment::Places;
@@ -29,6 +32,8 @@ pub(crate) struct Session {
     pub(crate) places: Places,
     /// What the configuration files say.
     pub(crate) config: Config,
+    /// Whose log is written to.
+    pub(crate) ci: Ci,
     /// The boot and mount that the state directory lives in.
     pub(crate) epoch: Option<Epoch>,
     /// Why this host cannot run steps, if it cannot.

@@ -23,6 +23,7 @@ use solver::driver::Root;
 use solver::event::Event;
 use solver::{Definition, VertexId};
 
+use crate::ci::Ci;
 use model::{Info, Model, StepId, What};
 use plain::Plain;
 use tty::{Look, Screen};
@@ -47,6 +48,8 @@ pub(crate) struct Terminal {
     pub(crate) is_terminal: bool,
     /// `NO_COLOR` is not set.
     pub(crate) colour: bool,
+    /// Whose log plain lines go into.
+    pub(crate) ci: Ci,
     /// `BUILDKIT_TTY_LOG_LINES`.
     pub(crate) log_lines: usize,
     /// Columns and rows now.
@@ -103,6 +106,7 @@ impl Terminal {
         Self {
             is_terminal: std::io::IsTerminal::is_terminal(&std::io::stderr()),
             colour: variable("NO_COLOR").is_none_or(|value| value.is_empty()),
+            ci: Ci::of(&variable),
             log_lines: log_lines.unwrap_or(6),
             size: || {
                 let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok()?;
@@ -118,7 +122,10 @@ impl Progress {
         let view = match mode {
             Mode::Tty | Mode::Auto if terminal.is_terminal => View::Tty(Screen::new()),
             // As much as can be done without a terminal.
-            Mode::Tty | Mode::Auto | Mode::Plain => View::Plain(Plain::default()),
+            Mode::Tty | Mode::Auto | Mode::Plain => {
+                let began = Timestamp::now().as_second();
+                View::Plain(Plain::new(terminal.ci, began))
+            }
             Mode::RawJson => View::RawJson { began: Timestamp::now() },
             Mode::Quiet | Mode::None => View::Nothing,
         };
@@ -448,7 +455,7 @@ mod tests {
     }
 
     const TERMINAL: Terminal =
-        Terminal { is_terminal: false, colour: false, log_lines: 6, size: || Some((80, 24)) };
+        Terminal { is_terminal: false, colour: false, ci: Ci::None, log_lines: 6, size: || Some((80, 24)) };
 
     fn local(definition: &mut Definition, name: &str) -> VertexId {
         let source = Source::Local { name: name.to_owned(), ignore: Vec::new() };

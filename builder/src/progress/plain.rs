@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::model::{Model, State, StepId, What};
+use crate::ci::Ci;
 
 /// A step that says nothing for so long loses the floor to one that does.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,6 +19,10 @@ const TRANSFER_INTERVAL: Duration = Duration::from_secs(5);
 /// The view.
 #[derive(Debug, Default)]
 pub(crate) struct Plain {
+    /// Whose log it goes into.
+    ci: Ci,
+    /// When the build began, seconds since the epoch.
+    began: i64,
     entries: Vec<Entry>,
     /// Steps with something to say, first come first.
     waiting: Vec<StepId>,
@@ -42,6 +47,11 @@ struct Entry {
 }
 
 impl Plain {
+    /// For the log of `ci`, from the time `began`, seconds since the epoch.
+    pub(crate) fn new(ci: Ci, began: i64) -> Self {
+        Self { ci, began, ..Self::default() }
+    }
+
     /// Takes in what happened, after the model did and gave `lines`.
     pub(crate) fn handle(
         &mut self,
@@ -93,6 +103,9 @@ impl Plain {
             self.give_floor(model, next, now, out);
             self.print(model, now, out);
         }
+        if let Some((floor, _)) = self.floor.take() {
+            out.push_str(&self.close(floor, now));
+        }
     }
 
     fn announce(&mut self, id: StepId, now: Duration) {
@@ -136,6 +149,7 @@ impl Plain {
                 self.floor = Some((floor, last));
                 if std::mem::take(&mut self.entries[floor].ended) {
                     out.push('\n');
+                    out.push_str(&self.close(floor, now));
                     self.floor = None;
                 } else if !self.waiting.iter().any(|&id| self.is_due(id, last, now)) {
                     return;
@@ -159,6 +173,7 @@ impl Plain {
         if let Some((floor, _)) = self.floor.take() {
             let number = self.entries[floor].number.unwrap_or_default();
             out.push_str(&format!("#{number} ...\n\n"));
+            out.push_str(&self.close(floor, now));
             // It is heard again when it says something.
         }
         self.waiting.retain(|&waiting| waiting != id);
@@ -167,7 +182,14 @@ impl Plain {
             self.numbers += 1;
             self.numbers
         });
-        out.push_str(&format!("#{number} {}\n", model.steps[id].info.name));
+        let heading = format!("#{number} {}", model.steps[id].info.name);
+        out.push_str(&self.ci.open(number, &heading, self.began + now.as_secs().cast_signed()));
+    }
+
+    /// What ends the part of a step in the log.
+    fn close(&self, id: StepId, now: Duration) -> String {
+        let number = self.entries[id].number.unwrap_or_default();
+        self.ci.close(number, self.began + now.as_secs().cast_signed())
     }
 
     fn print_pending(&mut self, id: StepId, out: &mut String) {
