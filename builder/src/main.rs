@@ -105,6 +105,7 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Du(args) => commands::housekeeping::du(session, &args),
         Command::Prune(args) => commands::housekeeping::prune(session, &args),
         Command::Doctor(args) => commands::doctor::doctor(session, &args),
+        Command::Verify(args) => commands::verify::verify(session, *args),
         Command::Builds(args) => commands::builds::builds(session, &args),
         Command::Logs(args) => commands::builds::logs(session, &args),
         Command::Index(args) => commands::index::index(session, &args),

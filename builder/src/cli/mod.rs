@@ -48,6 +48,11 @@ pub(crate) enum Command {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<BuildArgs>),
+    /// Build twice, the second time without the cache, and show the first difference
+    ///
+    /// Takes the flags of `build`. Nothing is exported. Without SOURCE_DATE_EPOCH the time of the first build is the
+    /// latest time in both.
+    Verify(Box<BuildArgs>),
     /// Run a command in a new container made from an image
     Run(Box<RunArgs>),
     /// Push an image to a registry
@@ -95,7 +100,8 @@ pub(crate) enum Command {
 
 /// The whole command line, as clap knows it.
 pub(crate) fn command() -> clap::Command {
-    Cli::command().mut_subcommand("build", |build| build.mut_args(defaults::with_values))
+    let switches = |command: clap::Command| command.mut_args(defaults::with_values);
+    Cli::command().mut_subcommand("build", switches).mut_subcommand("verify", switches)
 }
 
 /// What a command that has written something leaves behind.
@@ -115,9 +121,11 @@ pub(crate) fn parse<D: Defaults>(
     let command = command();
     let (mut args, at) = with_default_command(&command, args.into_iter().collect());
     let matches = command.clone().try_get_matches_from(&args)?;
-    let Some(("build", build)) = matches.subcommand() else { return Ok(Cli::from_arg_matches(&matches)?) };
+    let Some((name @ ("build" | "verify"), build)) = matches.subcommand() else {
+        return Ok(Cli::from_arg_matches(&matches)?);
+    };
     let defaults = defaults(matches.get_one::<PathBuf>("config").map(PathBuf::as_path))?;
-    let description = command.find_subcommand("build").expect("it was matched");
+    let description = command.find_subcommand(name).expect("it was matched");
     let more = defaults::arguments(description, build, &defaults);
     args.splice(at + 1..=at, more);
     Ok(Cli::from_arg_matches(&command.try_get_matches_from(&args)?)?)

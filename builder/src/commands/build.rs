@@ -45,40 +45,52 @@ use crate::sbom;
 
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
+    perform(session, &request(session, args)?)?;
+    if let Some(limit) = session.config.limit {
+        let policy = store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() };
+        session.open()?.prune(&policy)?;
+    }
+    Ok(())
+}
+
+/// What the command line, the environment and the configuration ask for.
+pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest, Failure> {
     let mut request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
     request.proxy_env = crate::registry::proxies(&session.places);
     if !request.resources.is_empty() {
         super::eprint("WARNING: --resource has no effect: steps share the resources of rbuild itself\n");
     }
+    Ok(request)
+}
+
+/// Does what a request asks for. Gives the images, one a platform.
+pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<AssembledImage>, Failure> {
     let root = session.open()?;
     let unpacked = Unpacked { root: root.clone(), held: RefCell::default() };
     let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
     super::call::report_syntax(&context, request.call)?;
-    let parsed = Parsed::new(&context, &request)?;
+    let parsed = Parsed::new(&context, request)?;
     session.runtime()?.block_on(async {
         let id = journal::new_id();
         let build = Build {
             session,
-            request: &request,
+            request,
             root: &root,
             context: &context,
             parsed: &parsed,
-            journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(&request, &id))),
+            journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(request, &id))),
             id,
             began: seconds_now(),
             digest: RefCell::default(),
+            images: RefCell::default(),
         };
         let result = super::until_interrupted(|cancel| build.run(cancel)).await;
         if let Some(journal) = build.journal {
             let how = result.as_ref().err().map_or("done", |failure| failure.message.as_str());
             journal.finish(how, build.digest.take());
         }
-        result
-    })?;
-    if let Some(limit) = session.config.limit {
-        root.prune(&store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() })?;
-    }
-    Ok(())
+        result.map(|()| build.images.take())
+    })
 }
 
 /// One build and all it was asked with.
@@ -96,6 +108,7 @@ struct Build<'a> {
     journal: Option<Journal>,
     /// What it came to.
     digest: RefCell<Option<String>>,
+    images: RefCell<Vec<AssembledImage>>,
 }
 
 /// What one platform came to.
@@ -274,7 +287,10 @@ impl Build<'_> {
         let (layers, used) = match converted.result {
             None => (Vec::new(), Used::default()),
             Some(vertex) => {
-                let wanted = [Wanted { vertex, want_files: self.wants_files() }];
+                let wanted = [Wanted {
+                    vertex,
+                    want_files: self.wants_files() || (epoch.is_some() && !imports.is_empty()),
+                }];
                 let show = progress.handle().definition(&converted.definition, &wanted);
                 let decisions = Decisions::new(&converted.definition);
                 let listener = self.journal.as_ref().map(|journal| journal.listen(&converted.definition));
@@ -290,7 +306,7 @@ impl Build<'_> {
                 };
                 let options = Options {
                     elsewhere: (!imports.is_empty()).then(|| imports.clone() as Rc<dyn LayerSource>),
-                    ..self.options(contexts, epoch)?
+                    ..self.options(contexts)?
                 };
                 let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
                 let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl);
@@ -336,11 +352,20 @@ impl Build<'_> {
         if self.request.cache_to.iter().any(|to| to.target == Target::Inline) {
             inline::embed(&mut config, &cache_export::index(self.root, &used));
         }
+        if let Some(epoch) = epoch {
+            for (diff_id, layer) in config.rootfs.diff_ids.iter_mut().zip(&layers) {
+                // The base's layers stay as they are.
+                if layer.created.is_some() {
+                    *diff_id = export::retime::retime(self.root, diff_id, epoch)?;
+                }
+            }
+        }
         let mut image =
             AssembledImage { config, platform: converted.platform.clone(), attestations: Vec::new() };
         // The same inputs are to give the same bytes where a time is given.
         let times = epoch.is_none().then_some((self.began, now));
         image.attestations = self.attest(&converted.definition, &image, times)?;
+        self.images.borrow_mut().push(image.clone());
         Ok(Made { image, layers, used })
     }
 
@@ -416,7 +441,7 @@ impl Build<'_> {
         self.request.attestations.sbom || !self.request.outputs.iter().all(plain)
     }
 
-    fn options(&self, contexts: &NamedContexts, epoch: Option<i64>) -> Result<Options, Failure> {
+    fn options(&self, contexts: &NamedContexts) -> Result<Options, Failure> {
         let mut directories = contexts.directories.clone();
         if let Some(directory) = &self.context.directory {
             directories.insert("context".to_owned(), directory.clone());
@@ -438,7 +463,8 @@ impl Build<'_> {
             secrets,
             agents: agents.collect(),
             default_network: Network::Host,
-            epoch,
+            // Layers in the cache have the times they were made with: `export::retime` cuts them.
+            epoch: None,
             git: GitAuth::default(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             no_steps: self.session.no_steps.clone(),

@@ -12,6 +12,7 @@ pub(crate) mod index;
 pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod transfer;
+pub(crate) mod verify;
 
 use std::cell::OnceCell;
 use std::io::{self, Write};

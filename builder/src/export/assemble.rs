@@ -12,8 +12,8 @@ use crate::show::{parse_rfc3339, rfc3339};
 /// Fills in what conversion could not know: the layers' diff IDs and when each step was made.
 ///
 /// A step with a layer was made when its layer was; one without, when the one before it was. So a build from the cache
-/// has the config of the build that filled the cache. `now` counts only where nothing has a time. `epoch`
-/// (`SOURCE_DATE_EPOCH`) is the latest time there may be.
+/// has the config of the build that filled the cache. `now` counts only where nothing has a time. With an `epoch`
+/// (`SOURCE_DATE_EPOCH`) that is the time of every step, wherever its layer comes from; the base's history stays.
 pub(crate) fn finish_config(
     mut config: ImageConfig,
     base_history: usize,
@@ -36,11 +36,8 @@ pub(crate) fn finish_config(
         entry.created = Some(rfc3339(time));
     }
     if let Some(epoch) = epoch {
-        for entry in &mut config.history {
-            let later = |text: &str| parse_rfc3339(text).is_none_or(|time| time > epoch);
-            if entry.created.as_deref().is_none_or(later) {
-                entry.created = Some(rfc3339(epoch));
-            }
+        for entry in config.history.iter_mut().skip(base_history) {
+            entry.created = Some(rfc3339(epoch));
         }
     }
     config.created = config.history.last().and_then(|entry| entry.created.clone()).or_else(|| {
@@ -115,13 +112,15 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_the_latest_time() {
+    fn an_epoch_is_the_time_of_all_steps_but_the_base_s() {
         let base = Some("2020-09-13T12:26:40Z");
-        let config = config(&[(base, false), (None, false)]);
-        let layers = [layer(1, None), layer(2, Some(1_700_000_000))];
-        assert_eq!(times(&finish_config(config.clone(), 1, &layers, Some(5), 9)), [Some(5), Some(5)]);
-        let done = finish_config(config, 1, &layers, Some(1_650_000_000), 9);
-        assert_eq!(times(&done), [Some(1_600_000_000), Some(1_650_000_000)]);
+        let config = config(&[(base, false), (None, false), (None, true)]);
+        for made in [1_700_000_000, 5] {
+            let layers = [layer(1, None), layer(2, Some(made))];
+            let done = finish_config(config.clone(), 1, &layers, Some(1_650_000_000), 9);
+            assert_eq!(times(&done), [Some(1_600_000_000), Some(1_650_000_000), Some(1_650_000_000)]);
+            assert_eq!(done.created.as_deref().and_then(parse_rfc3339), Some(1_650_000_000));
+        }
     }
 
     #[test]

@@ -169,23 +169,28 @@ fn set_mtime(path: &Path, seconds: i64) -> io::Result<()> {
 }
 
 /// Reads files out of layers' tars, each of which is opened once.
-struct LayerFiles<'a> {
+pub(super) struct LayerFiles<'a> {
     layers: &'a Layers,
     open: BTreeMap<DiffId, File>,
 }
 
 impl<'a> LayerFiles<'a> {
-    fn new(layers: &'a Layers) -> Self {
+    pub(super) fn new(layers: &'a Layers) -> Self {
         Self { layers, open: BTreeMap::new() }
     }
 
     /// The bytes at a location; `None` if there are none.
     fn open(&mut self, location: &Location) -> Result<Option<impl Read>, StoreError> {
         let Location::Layer { layer, offset, size } = location else { return Ok(None) };
+        self.range(layer, *offset, *size).map(Some)
+    }
+
+    /// Bytes of a layer's tar.
+    pub(super) fn range(&mut self, layer: &DiffId, offset: u64, size: u64) -> Result<impl Read, StoreError> {
         if !self.open.contains_key(layer) {
             self.open.insert(*layer, self.layers.open_tar(layer)?);
         }
-        Ok(Some(Range { file: &self.open[layer], offset: *offset, left: *size }))
+        Ok(Range { file: &self.open[layer], offset, left: size })
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod image;
 pub(crate) mod metadata;
 pub(crate) mod options;
 pub(crate) mod push;
+pub(crate) mod retime;
 
 use ::image::config::RootFs;
 use ::image::manifest::media_type;
