@@ -23,6 +23,7 @@ mod resolver;
 mod sbom;
 mod show;
 mod sync;
+mod timings;
 
 use std::cell::OnceCell;
 use std::process::ExitCode;

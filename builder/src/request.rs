@@ -45,6 +45,8 @@ pub(crate) struct BuildRequest {
     pub(crate) resources: BTreeMap<String, String>,
     pub(crate) attestations: Wanted,
     pub(crate) call: Call,
+    /// Where timings go: a file, or standard error if empty.
+    pub(crate) timings: Option<String>,
     pub(crate) explain: bool,
     /// `--debug`: warnings are shown with their lines.
     pub(crate) debug: bool,
@@ -256,6 +258,7 @@ impl BuildRequest {
             resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
             attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call(&args.call, args.check)?,
+            timings: args.timings,
             explain: args.explain,
             debug: args.debug,
             jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {

@@ -27,6 +27,7 @@ pub mod stat;
 mod sync;
 pub mod tag;
 pub mod temp;
+pub mod timing;
 pub mod usage;
 
 pub use error::StoreError;

@@ -22,6 +22,7 @@ use crate::pool;
 use crate::registry::{Body, Client, Piece, Progress, Pushed, RegistryError, Source};
 use crate::root::Root;
 use crate::tag::layers_of;
+use crate::timing::{self, Of};
 
 /// Compressed bytes are handed over in pieces of this length.
 const PIECE: usize = 256 << 10;
@@ -435,6 +436,7 @@ impl Source for TarSource {
     fn open(&self) -> mpsc::Receiver<Piece> {
         let (root, diff_id, compression) = (self.root.clone(), self.diff_id, self.compression);
         on_pool(move |pieces| {
+            let _phase = timing::phase("compress and upload", Of::Layer(diff_id));
             let tar = root.layers().open_tar(&diff_id)?;
             let mut out = io::BufWriter::with_capacity(PIECE, pieces);
             let compressed = compress_layer(tar, compression, &mut out)?;

@@ -17,6 +17,7 @@ use store::error::StoreError;
 use store::lease::Item;
 use store::record::NewRecord;
 use store::root::Root;
+use store::timing::{self, Of};
 
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -58,10 +59,12 @@ impl<'a> StoreCache<'a> {
 
 impl Cache for StoreCache<'_> {
     fn lookup(&self, key: CacheKey) -> Option<Record> {
+        let _phase = timing::phase("look up", Of::Build);
         self.usable(logged("look up a record", self.root.records().get(&key.0.0))?)
     }
 
     fn lookup_many(&self, keys: &[CacheKey]) -> Vec<Option<Record>> {
+        let _phase = timing::phase("look up", Of::Build);
         let found = logged("look up records", self.root.records().get_many(keys.iter().map(|key| &key.0.0)));
         match found {
             Some(found) => found.into_iter().map(|bytes| self.usable(bytes)).collect(),
@@ -70,6 +73,7 @@ impl Cache for StoreCache<'_> {
     }
 
     fn insert(&self, key: CacheKey, step: StepId, vertex: &Vertex, record: &Record) {
+        let _phase = timing::phase("record", Of::Build);
         let bytes = encode(record);
         let new = NewRecord {
             key: key.0.0,

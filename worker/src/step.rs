@@ -17,6 +17,7 @@ use store::layer::Stored;
 use store::lock::KeyLock;
 use store::pool;
 use store::temp::WorkDir;
+use store::timing::{self, Of};
 
 use crate::diff;
 use crate::error::WorkerError;
@@ -46,6 +47,8 @@ impl Worker {
         if let Some(reason) = &self.options().no_steps {
             return Err(WorkerError::Host(reason.clone()));
         }
+        let of = Of::Step(job.id.index());
+        let prepare = timing::phase("prepare", of);
         let layers = layers_of(&task.inputs[0]);
         let tree = self.tree(&layers)?;
         let identity = self.identity(&tree, &exec.user)?;
@@ -54,7 +57,11 @@ impl Worker {
         for mount in &exec.mounts {
             mounts.push(self.given(job, task, &mount.kind, &mut held).await?);
         }
+        prepare.end();
+        let mount = timing::phase("mount", of);
         let (root, upper) = self.writable(self.lowers(layers).await?, &mut held)?;
+        mount.end();
+        let exec_phase = timing::phase("exec", of);
         let network = match exec.network {
             op::Network::Default => self.options().default_network,
             op::Network::None => Network::None,
@@ -91,12 +98,15 @@ impl Worker {
             return Err(WorkerError::Cancelled);
         };
         drop(child);
+        exec_phase.end();
         let seconds = started.elapsed().as_secs_f64();
         if !exit.success() {
             return Err(WorkerError::Step { command, exit });
         }
-        let stored = self.store_upper(&upper, tree).await?;
+        let stored = self.store_upper(&upper, tree, of).await?;
+        let adopt = timing::phase("adopt", of);
         self.mounter().adopt(&stored.diff_id, &upper)?;
+        adopt.end();
         Ok(Outcome {
             layer: stored.diff_id,
             content: stored.index.content(),
@@ -257,7 +267,7 @@ impl Worker {
     }
 
     /// Stores what a step wrote as a layer. `lower` is what the step began with.
-    async fn store_upper(&self, upper: &Path, lower: Tree) -> Result<Stored, WorkerError> {
+    async fn store_upper(&self, upper: &Path, lower: Tree, of: Of) -> Result<Stored, WorkerError> {
         let open =
             || rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let fd = open().map_err(|errno| WorkerError::Io { path: upper.to_owned(), source: errno.into() })?;
@@ -266,7 +276,10 @@ impl Worker {
         pool::spawn(move || -> Result<Stored, WorkerError> {
             let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
             let options = diff::Options { marks, stubs: &[], lower: Some(&lower), latest_mtime };
+            let diff = timing::phase("diff", of);
             let (new, index) = diff::write_layer(fd.as_fd(), &options, new)?;
+            diff.end();
+            let _phase = timing::phase("store", of);
             Ok(new.commit(index)?)
         })
         .await?

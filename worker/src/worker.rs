@@ -28,6 +28,7 @@ use solver::runner::{InputRef, Job, Loaded, Outcome, Pin, Runner, Selection, Tas
 use store::pool;
 use store::registry::Progress;
 use store::root::Root;
+use store::timing::{self, Of};
 
 use crate::diff::Marks;
 use crate::error::WorkerError;
@@ -175,9 +176,11 @@ impl Worker {
             self.options.contexts.get(name).ok_or_else(|| WorkerError::NoContext(name.clone()))?.clone();
         let (ignore, selector, stats) = (ignore.clone(), selector.clone(), self.root.stats());
         let cancel = cancel.clone();
+        let of = Of::Step(input.id.index());
         let context = pool::spawn(move || -> Result<Context, WorkerError> {
             let directory = Arc::new(Directory::open(&path, &ignore)?);
             let scope = path.as_os_str().as_encoded_bytes();
+            let walk = timing::phase("walk and hash", of);
             let known = stats.read(scope).unwrap_or_default();
             let walked = directory.walk(&picks(&selector), &known, &cancel)?;
             if let Some(cache) = &walked.cache
@@ -185,6 +188,8 @@ impl Worker {
             {
                 tracing::warn!("could not keep the stat cache: {error}");
             }
+            walk.end();
+            let _phase = timing::phase("select", of);
             let selection = select(&walked.tree, &picks(&selector))?;
             Ok(Context { directory, walked, selection })
         })
@@ -209,6 +214,7 @@ impl Worker {
         if !self.are_here(&layers)? {
             return Ok(Selection::NeedFiles);
         }
+        let _phase = timing::phase("select", Of::Step(input.id.index()));
         let tree = self.tree(&layers)?;
         Ok(Selection::Digest(select(&tree, &picks(selector))?.digest))
     }
@@ -267,6 +273,7 @@ impl Worker {
 
     /// Fetches a layer, and says how far that is.
     async fn pull(&self, job: &Job<'_>, layer: DiffId) -> Result<(), WorkerError> {
+        let _phase = timing::phase("pull", Of::Layer(layer));
         let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let progress = {
             let (done, total) = (done.clone(), total.clone());

@@ -140,6 +140,10 @@ pub(crate) struct BuildArgs {
     #[arg(short = 'D', long)]
     pub(crate) debug: bool,
 
+    /// Say what the build spent its time on: a table, or a trace file for Perfetto
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) timings: Option<String>,
+
     /// Say for each step why it was cached or not
     #[arg(long)]
     pub(crate) explain: bool,

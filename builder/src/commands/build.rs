@@ -17,6 +17,7 @@ use solver::event::Event;
 use solver::record::SnapshotLayer;
 use store::registry::Client;
 use store::root::Root;
+use store::timing::{self, Of};
 use worker::error::WorkerError;
 use worker::exec::{Network, Secret};
 use worker::file::FileError;
@@ -42,6 +43,7 @@ use crate::journal::{self, Journal, Listener};
 use crate::progress::{Mode, Progress, Terminal};
 use crate::request::{BuildRequest, Call, ContextSource, Output, OutputKind, SecretSource};
 use crate::sbom;
+use crate::timings::Timings;
 
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
@@ -173,8 +175,13 @@ impl Build<'_> {
         let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
         let terminal = Terminal::stderr(|name| std::env::var(name).ok());
         let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
+        let timings =
+            self.request.timings.as_deref().map(|flag| (Timings::begin(flag), step_names(&converted)));
         let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
         let report = progress.finish();
+        if let Some((timings, steps)) = timings {
+            timings.show(&steps)?;
+        }
         match result {
             Ok((exported, cache)) => {
                 if let (Some(cache), false) = (cache, self.request.quiet) {
@@ -206,10 +213,12 @@ impl Build<'_> {
         let imports = Rc::new(imports);
         let mut made = Vec::new();
         for converted in converted {
+            let _phase = timing::phase("solve", Of::Build);
             made.push(self.solve(converted, contexts, images, &imports, cancel, progress).await?);
         }
         let mut first = None;
         for output in &self.request.outputs {
+            let _phase = timing::phase("export", Of::Build);
             let exported = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
@@ -645,6 +654,15 @@ fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
         },
         ..journal::Entry::default()
     }
+}
+
+/// The names of steps by the index of their vertex; of several platforms, the first one's.
+fn step_names(converted: &[Converted]) -> Vec<String> {
+    let definition = converted.first().map(|converted| &converted.definition);
+    let names = definition
+        .into_iter()
+        .flat_map(|definition| definition.ids().map(|id| definition.vertex(id).metadata.name.clone()));
+    names.collect()
 }
 
 /// `--build-context`
