@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use futures::future::{self, Either, LocalBoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt};
+use image::DiffId;
 
 use crate::cancel::Cancel;
 use crate::definition::{Definition, Selector, Shape, VertexId};
@@ -174,6 +175,8 @@ struct Vertex {
     fresh: bool,
     /// What it reads, by name; there from its miss to its run.
     reads: Vec<RecordedInput>,
+    /// The layer it made the last time that it was not found.
+    earlier: Option<DiffId>,
 }
 
 /// A piece of work that was begun.
@@ -380,7 +383,8 @@ impl<'a, R: Runner, C: Cache> Driver<'a, R, C> {
         (call.shown, call.process) = (Some(id), process);
         let job = Job { id, vertex, cancel: call.cancel.clone() };
         let inputs = vertex.inputs.iter().map(|input| self.input(input.vertex)).collect();
-        let run = self.runner.run(job, Task { key, inputs });
+        let earlier = self.vertices[id.index()].earlier;
+        let run = self.runner.run(job, Task { key, inputs, earlier });
         let parent = self.machine.parent(id).expect("a vertex runs when its inputs have results");
         let reads = std::mem::take(&mut self.vertices[id.index()].reads);
         let step = self.step_id(id);
@@ -498,7 +502,11 @@ impl<'a, R: Runner, C: Cache> Driver<'a, R, C> {
         let reason = match why {
             Miss::Ignored => Reason::NoCache,
             Miss::Lost => Reason::Evicted,
-            Miss::NotFound => explain(self.cache.previous(self.step_id(id)).as_ref(), &reads),
+            Miss::NotFound => {
+                let previous = self.cache.previous(self.step_id(id));
+                self.vertices[id.index()].earlier = previous.as_ref().map(|record| record.layer);
+                explain(previous.as_ref(), &reads)
+            }
         };
         self.vertices[id.index()].reads = reads;
         reason

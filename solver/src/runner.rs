@@ -111,6 +111,9 @@ pub struct Task<'a> {
     pub key: CacheKey,
     /// Its inputs, in the op's order; `snapshot` is there for all but local sources.
     pub inputs: Vec<InputRef<'a>>,
+    /// The layer that the step in this place made before, which may not be here any more: what is the same in it may be
+    /// taken from it.
+    pub earlier: Option<DiffId>,
 }
 
 /// What a run made. The driver makes the [`Record`] of it.

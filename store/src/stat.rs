@@ -129,6 +129,8 @@ impl Stats {
         let path = self.path(scope);
         let mut file = self.root.temp_file()?;
         file.write_all(&cache.to_bytes()).map_err(StoreError::io("write", file.path()))?;
+        // ext4 writes a file to disk that replaces another, and the build would wait for it. Without one all are hashed.
+        let _not_there = fs::remove_file(&path);
         file.rename(&path).map_err(StoreError::io("create", &path))?;
         Ok(())
     }

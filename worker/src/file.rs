@@ -4,6 +4,7 @@
 //! comes, and its bytes must be those that were hashed: a file that changed meanwhile is an error that names it.
 
 mod archive;
+mod earlier;
 mod owner;
 
 use std::collections::HashMap;
@@ -30,6 +31,8 @@ use store::StoreError;
 
 use crate::source::local::{Directory, Missing};
 
+pub use earlier::Earlier;
+
 /// An input of a file op.
 #[derive(Clone, Debug)]
 pub struct Input {
@@ -43,7 +46,7 @@ pub struct Input {
 pub type OpenTar<'a> = dyn Fn(&DiffId) -> Result<File, StoreError> + 'a;
 
 /// What besides op and inputs a layer depends on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Time of what is made without a model, seconds since the epoch.
     pub created: i64,
@@ -51,6 +54,8 @@ pub struct Options {
     pub latest_mtime: Option<i64>,
     /// A directory for the contents of archives while they are unpacked.
     pub temporary: PathBuf,
+    /// A layer that this one may be much like.
+    pub earlier: Option<Earlier>,
 }
 
 /// A file op that failed.
@@ -162,7 +167,7 @@ pub fn run<W: Write>(
         if let Some(latest) = options.latest_mtime {
             entry.mtime = entry.mtime.min(latest);
         }
-        files.write(&mut layer, entry, &location)?;
+        files.write(&mut layer, entry, &location, options.earlier.as_ref())?;
     }
     Ok(layer.finish()?)
 }
@@ -276,6 +281,7 @@ impl Files<'_> {
         layer: &mut LayerWriter<W>,
         entry: image::layer::Entry,
         location: &Location,
+        earlier: Option<&Earlier>,
     ) -> Result<(), FileError> {
         let is_file = matches!(entry.kind, Kind::File { size: 1.., .. });
         match location {
@@ -284,6 +290,9 @@ impl Files<'_> {
                 layer.append(entry, Data::Known(&mut self.open(location)?))?;
             }
             Location::Host { .. } if is_file => {
+                if let Some(mut bytes) = earlier.and_then(|earlier| earlier.bytes(&entry)) {
+                    return Ok(layer.append(entry, Data::Known(&mut bytes))?);
+                }
                 layer.append(entry, Data::Expected(&mut self.open(location)?))?;
             }
             _ => layer.append(entry, Data::None)?,

@@ -9,9 +9,10 @@ use solver::op::{self, FileAction};
 use solver::runner::{InputRef, Job, Outcome, Task};
 use store::layer::Stored;
 use store::pool;
+use store::timing::{self, Of};
 
 use crate::error::WorkerError;
-use crate::file::{self, Input};
+use crate::file::{self, Earlier, Input};
 use crate::worker::{Context, Worker, diff_ids};
 
 impl Worker {
@@ -23,11 +24,12 @@ impl Worker {
         op: &op::File,
     ) -> Result<Outcome, WorkerError> {
         let started = Instant::now();
+        let _phase = timing::phase("write", Of::Step(job.id.index()));
         let mut inputs = Vec::with_capacity(task.inputs.len());
         for (index, input) in task.inputs.iter().enumerate() {
             inputs.push(self.file_input(job, index, input).await?);
         }
-        let stored = self.write_layer(op.clone(), inputs, job.cancel.clone()).await?;
+        let stored = self.write_layer(op.clone(), inputs, task.earlier, job.cancel.clone()).await?;
         Ok(Outcome {
             layer: stored.diff_id,
             content: stored.index.content(),
@@ -76,13 +78,14 @@ impl Worker {
         };
         let op = op::File { base: None, actions: vec![FileAction::Copy(copy)] };
         let input = Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) };
-        Ok(self.write_layer(op, vec![input], cancel.clone()).await?.diff_id)
+        Ok(self.write_layer(op, vec![input], None, cancel.clone()).await?.diff_id)
     }
 
     async fn write_layer(
         &self,
         op: op::File,
         inputs: Vec<Input>,
+        earlier: Option<DiffId>,
         cancel: Cancel,
     ) -> Result<Stored, WorkerError> {
         let root = self.root().clone();
@@ -90,9 +93,12 @@ impl Worker {
             created: self.now(),
             latest_mtime: self.options().epoch,
             temporary: root.temp_dir()?.to_owned(),
+            earlier: None,
         };
         pool::spawn(move || -> Result<Stored, WorkerError> {
             let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
+            let earlier = earlier.and_then(|layer| Earlier::open(&root.layers(), &layer));
+            let options = file::Options { earlier, ..options };
             let new = root.layers().create()?;
             let (new, index) = file::run(&op, &inputs, &open_tar, &options, &cancel, new)?;
             Ok(new.commit(index)?)

@@ -46,7 +46,13 @@ impl Decisions {
     /// Keeps them for `rbuild explain`. Nothing depends on it.
     pub(crate) fn keep(&self, root: &Root) {
         let json = serde_json::to_vec(&*self.made.borrow()).expect("plain data");
-        let _not_needed = file::write(&root.path().join("last-build.json"), &json);
+        let path = root.path().join("last-build.json");
+        if std::fs::read(&path).is_ok_and(|known| known == json) {
+            return;
+        }
+        // ext4 writes a file to disk that replaces another, and the build would wait for it.
+        let _not_there = std::fs::remove_file(&path);
+        let _not_needed = file::write(&path, &json);
     }
 }
 

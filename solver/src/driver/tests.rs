@@ -60,6 +60,7 @@ struct World {
     // Of the current build:
     here: RefCell<HashSet<DiffId>>,
     runs: RefCell<Vec<CacheKey>>,
+    earlier: RefCell<Option<DiffId>>,
     lost: RefCell<Vec<CacheKey>>,
     loads: RefCell<Vec<VertexId>>,
     pins: Cell<usize>,
@@ -312,6 +313,7 @@ impl Runner for World {
 
     fn run<'a>(&'a self, job: Job<'a>, task: Task<'a>) -> LocalBoxFuture<'a, Result<Outcome, Broken>> {
         self.runs.borrow_mut().push(task.key);
+        *self.earlier.borrow_mut() = task.earlier;
         let process = usize::from(job.vertex.is_process());
         self.running.set(self.running.get() + process);
         self.most_running.set(self.most_running.get().max(self.running.get()));
@@ -790,9 +792,13 @@ fn a_miss_says_what_changed_since_the_last_build() {
         told.unwrap()
     };
     assert_eq!(build(1, false), "never built here");
+    assert_eq!(*world.earlier.borrow(), None);
+    let made = world.records.borrow().values().next().unwrap().layer;
     assert_eq!(build(1, false), "cached");
     world.sources.borrow_mut().insert("context".to_owned(), [0, 9, 0, 0]);
     assert_eq!(build(1, false), "file 1 changed");
+    // What it made then is not to be made twice.
+    assert_eq!(*world.earlier.borrow(), Some(made));
     world.sources.borrow_mut().insert("context".to_owned(), [7, 9, 7, 7]);
     assert_eq!(build(1, false), "cached");
     assert_eq!(build(2, false), "command changed");

@@ -12,6 +12,7 @@ use super::*;
 #[derive(Default)]
 struct Stages {
     tars: HashMap<DiffId, Vec<u8>>,
+    earlier: Option<Arc<LayerIndex>>,
 }
 
 impl Stages {
@@ -26,17 +27,23 @@ impl Stages {
             created: 500,
             latest_mtime: Some(2_000_000_000),
             temporary: temporary.path().to_owned(),
+            earlier: self
+                .earlier
+                .as_ref()
+                .map(|index| Earlier::new(index.entries(), self.tar(&index.diff_id()))),
         };
-        let open = |layer: &DiffId| {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&self.tars[layer]).unwrap();
-            Ok(file)
-        };
+        let open = |layer: &DiffId| Ok(self.tar(layer));
         let (tar, index) =
             run(&op::File { base, actions }, inputs, &open, &options, &Cancel::new(), Vec::new())?;
         assert_eq!(image::layer::index_tar(&tar[..], io::sink()).unwrap(), index);
         self.tars.insert(index.diff_id(), tar);
         Ok(Arc::new(index))
+    }
+
+    fn tar(&self, layer: &DiffId) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&self.tars[layer]).unwrap();
+        file
     }
 
     fn text(&self, index: &LayerIndex, path: &str) -> String {
@@ -84,6 +91,31 @@ fn mkfile(path: &str, data: &[u8]) -> FileAction {
 fn paths(index: &LayerIndex) -> Vec<String> {
     let named = |entry: &&Entry| !matches!(entry.kind, Kind::Directory { implied: true, .. });
     index.entries().iter().filter(named).map(|entry| entry.path.to_string()).collect()
+}
+
+#[test]
+fn what_an_earlier_layer_has_is_not_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..20 {
+        fs::write(dir.path().join(format!("f{n}")), format!("content {n}")).unwrap();
+    }
+    let mut stages = Stages::default();
+    let all = || vec![FileAction::Copy(copy(0, "/", "/to"))];
+    stages.earlier = Some(stages.run(all(), &[context(&dir, &[])], None).unwrap());
+    fs::write(dir.path().join("f7"), "changed").unwrap();
+    fs::rename(dir.path().join("f3"), dir.path().join("g3")).unwrap();
+    let input = context(&dir, &[]);
+    let plain = Stages::default().run(all(), &[input.clone()], None).unwrap();
+    // Nobody could read these now.
+    for n in (0..20).filter(|n| ![3, 7].contains(n)) {
+        fs::remove_file(dir.path().join(format!("f{n}"))).unwrap();
+    }
+    fs::remove_file(dir.path().join("g3")).unwrap();
+    let spliced = stages.run(all(), &[input.clone()], None).unwrap();
+    assert_eq!(spliced, plain);
+    assert_eq!(stages.text(&spliced, "to/g3"), "content 3");
+    fs::remove_file(dir.path().join("f7")).unwrap();
+    assert!(matches!(stages.run(all(), &[input], None), Err(FileError::Context { .. })));
 }
 
 #[test]
