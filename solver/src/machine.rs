@@ -13,6 +13,8 @@
 //! | Running | it ends, or somebody else turns out to have done it | Ready; Hit |
 //! | Ready | never | |
 //!
+//! What is read of a local source is asked for as soon as the source is pinned, whatever state its users are in.
+//!
 //! A vertex has its result from Hit, Running's end or Ready on, and its users go on from there: a hit loads nothing.
 //! If a lost layer's step runs again and its result is *different*, all that was concluded from the old one is dropped:
 //! every vertex downstream goes back to Waiting, its work is cancelled, and what is still right is a hit again.
@@ -641,10 +643,15 @@ impl Machine {
                 self.queue.push(Task::Advance(user));
             }
         }
+        // All that is read of a local source is asked at once, whatever else its users wait for: every key needs it in
+        // the end, and a file that is missing should fail a build before hours of steps, not after.
+        let eager = self.steps[id.index()].shape == Shape::Local;
         for read in 0..self.node(id).read_by.len() {
             let index = self.node(id).read_by[read];
-            if self.selections[index].state == SelectionState::NeedFiles {
-                self.ask(index);
+            match self.selections[index].state {
+                SelectionState::NeedFiles => self.ask(index),
+                SelectionState::Idle if eager => self.ask(index),
+                _ => {}
             }
         }
     }

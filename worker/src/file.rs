@@ -179,6 +179,21 @@ pub fn account_files(tree: &Tree, open_tar: &OpenTar<'_>) -> Result<(Vec<u8>, Ve
     Ok((owner::read(tree, "etc/passwd", &mut files)?, owner::read(tree, "etc/group", &mut files)?))
 }
 
+/// Whether every path that `selector` names is in `tree`, which is `directory`'s if it is of this host: a source that
+/// is missing fails a build before anything runs that the copy would have waited for.
+pub fn check_there(tree: &Tree, selector: &Selector, directory: Option<&Directory>) -> Result<(), FileError> {
+    for pick in selector.picks.iter().filter(|pick| !pick.wildcard && !pick.parents) {
+        if tree::copy::matches(tree, &pick.path, false, pick.follow_symlinks)?.is_empty() {
+            let missing = match directory {
+                Some(directory) => directory.missing(&pick.path),
+                None => Missing::in_tree(tree, &pick.path),
+            };
+            return Err(FileError::Missing { path: pick.path.clone(), missing });
+        }
+    }
+    Ok(())
+}
+
 /// What `selector` picks, in the words of [`image::tree`].
 pub fn picks(selector: &Selector) -> Vec<tree::Pick<'_>> {
     let picks = selector.picks.iter();

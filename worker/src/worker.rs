@@ -15,6 +15,7 @@ use bstr::ByteSlice as _;
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, try_join_all};
 use image::layer::LayerIndex;
+use image::layer::settle::settle;
 use image::tree::Tree;
 use image::tree::select::{self, select};
 use image::{ChainId, ContentDigest, DiffId};
@@ -33,7 +34,7 @@ use store::timing::{self, Of};
 use crate::diff::Marks;
 use crate::error::WorkerError;
 use crate::exec::{Lower, Network, Secret};
-use crate::file::picks;
+use crate::file::{self, picks};
 use crate::isolate::userns::Ids;
 use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
@@ -142,8 +143,13 @@ impl Worker {
     /// The merged view over layers that are here.
     pub(crate) fn tree(&self, layers: &[DiffId]) -> Result<Tree, WorkerError> {
         let store = self.root.layers();
-        let indexes: Vec<Arc<LayerIndex>> =
-            layers.iter().map(|layer| store.index(layer)).collect::<Result<_, _>>()?;
+        let mut indexes: Vec<Arc<LayerIndex>> = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let index = store.index(layer)?;
+            // As it is mounted: a tar that names only `lib/x` means what `lib` is below, be it a link.
+            let settled = settle(&index, &indexes).map(Arc::new);
+            indexes.push(settled.unwrap_or(index));
+        }
         Ok(Tree::of_layers(indexes))
     }
 
@@ -190,6 +196,7 @@ impl Worker {
             }
             walk.end();
             let _phase = timing::phase("select", of);
+            file::check_there(&walked.tree, &selector, Some(&directory))?;
             let selection = select(&walked.tree, &picks(&selector))?;
             Ok(Context { directory, walked, selection })
         })
@@ -216,6 +223,7 @@ impl Worker {
         }
         let _phase = timing::phase("select", Of::Step(input.id.index()));
         let tree = self.tree(&layers)?;
+        file::check_there(&tree, selector, None)?;
         Ok(Selection::Digest(select(&tree, &picks(selector))?.digest))
     }
 

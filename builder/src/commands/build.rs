@@ -15,6 +15,7 @@ use solver::cancel::Cancel;
 use solver::driver::{self, Root as Wanted, SolveError};
 use solver::event::Event;
 use solver::record::SnapshotLayer;
+use solver::{Definition, VertexId};
 use store::registry::Client;
 use store::root::Root;
 use store::timing::{self, Of};
@@ -400,7 +401,7 @@ impl Build<'_> {
     /// What is said about an image beside it.
     fn attest(
         &self,
-        definition: &solver::Definition,
+        definition: &Definition,
         image: &AssembledImage,
         times: Option<(i64, i64)>,
     ) -> Result<Vec<Attestation>, Failure> {
@@ -495,7 +496,8 @@ impl Build<'_> {
     ) -> Stopped {
         match error {
             SolveError::Vertex { vertex, source, .. } => {
-                let span = converted.definition.vertex(vertex).metadata.span;
+                let metadata = &converted.definition.vertex(vertex).metadata;
+                let span = metadata.span.or_else(|| asked_for(&converted.definition, vertex, &source));
                 let excerpt = span.map(|span| self.parsed.excerpt(span)).unwrap_or_default();
                 let mut failure = Failure::from_worker(&source).at(span.map(|span| self.parsed.place(span)));
                 if let (Class::Step, Some(listener)) = (failure.class, listener) {
@@ -663,6 +665,18 @@ fn step_names(converted: &[Converted]) -> Vec<String> {
         .into_iter()
         .flat_map(|definition| definition.ids().map(|id| definition.vertex(id).metadata.name.clone()));
     names.collect()
+}
+
+/// Where the Dockerfile asks for the file that `error` misses in `context`, which itself stands nowhere in it.
+fn asked_for(definition: &Definition, context: VertexId, error: &WorkerError) -> Option<(usize, usize)> {
+    let WorkerError::File(FileError::Missing { path, .. }) = error else { return None };
+    let names = |user: &VertexId| {
+        let inputs = definition.vertex(*user).inputs.iter().filter(|input| input.vertex == context);
+        let mut picks =
+            inputs.filter_map(|input| input.selector.as_ref()).flat_map(|selector| &selector.picks);
+        picks.any(|pick| pick.path == *path)
+    };
+    definition.users(context).filter(names).find_map(|user| definition.vertex(user).metadata.span)
 }
 
 /// `--build-context`

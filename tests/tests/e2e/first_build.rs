@@ -93,3 +93,15 @@ fn a_step_sees_no_mount_of_the_host() {
     let below = |point: &str| known.iter().any(|dir| point == *dir || point.starts_with(&format!("{dir}/")));
     assert!(points.iter().all(|point| below(point)), "{mounts}");
 }
+
+#[test]
+fn a_missing_source_fails_before_anything_runs() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1\nRUN sleep 100\nCOPY nofile /x\n";
+    let context = env.context("missing", &[("Dockerfile", dockerfile), ("nofiles", "")]);
+    let started = std::time::Instant::now();
+    let outcome = env.rbuild(["-t", "x", &context.display().to_string()]).fails_with(3).says("/nofile");
+    assert!(outcome.stderr.contains("did you mean"), "{outcome}");
+    assert!(started.elapsed().as_secs() < 90, "it did not wait for the step");
+}
