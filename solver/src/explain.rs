@@ -88,7 +88,14 @@ pub fn explain(old: Option<&Record>, new: &[RecordedInput]) -> Reason {
             None => changes.push(Change { kind: ChangeKind::Added, name: (*name).to_owned() }),
         }
     }
+    // Of very many files no record names any: then none is new because it is named now.
+    let names_files = |names: &BTreeMap<&str, _>| names.keys().any(|name| rank(name) == Rank::File);
+    let comparable = names_files(&before) == names_files(&now);
+    if !comparable {
+        changes.retain(|change| rank(&change.name) != Rank::File);
+    }
     let removed = before.keys().filter(|name| !now.contains_key(*name));
+    let removed = removed.filter(|name| comparable || rank(name) != Rank::File);
     changes.extend(removed.map(|name| Change { kind: ChangeKind::Removed, name: (*name).to_owned() }));
     if changes.iter().any(|change| rank(&change.name) == Rank::File) {
         // The files say what of the whole has changed.
@@ -343,6 +350,14 @@ mod tests {
         let mut new = old.inputs.clone();
         new.last_mut().unwrap().digest = ContentDigest::of(b"other");
         assert_eq!(explain(Some(&old), &new).to_string(), "context changed");
+    }
+
+    #[test]
+    fn files_that_only_one_record_names_say_nothing() {
+        let old = record(inputs(exec(), "debian", &[]));
+        let new = inputs(exec(), "debian", &[("a.c", "1"), ("b.c", "2")]);
+        assert_eq!(explain(Some(&old), &new).to_string(), "context changed");
+        assert_eq!(explain(Some(&record(new)), &old.inputs).to_string(), "context changed");
     }
 
     #[test]

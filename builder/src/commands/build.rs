@@ -268,7 +268,7 @@ impl Build<'_> {
         let mut text = format!(
             "cache: {} of {steps} steps reused, {:.1}s of work saved",
             hits().count(),
-            hits().map(|record| record.seconds).sum::<f64>(),
+            hits().fold(0.0, |sum, record| sum + record.seconds),
         );
         if !self.request.cache_from.is_empty() {
             text.push_str(&format!("; read in {:.2}s", imports.seconds()));

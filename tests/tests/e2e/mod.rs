@@ -1,4 +1,5 @@
 mod archives;
+mod cache_travels;
 mod doctor;
 mod first_build;
 mod images;

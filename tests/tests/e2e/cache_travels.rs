@@ -1,0 +1,259 @@
+//! Caches that travel: built on one host, exported, imported on an empty one. Nothing runs there, and the image is the same.
+
+use std::path::Path;
+
+use tests::{Base, DockerRegistry, Outcome, TestEnv};
+
+/// Every instruction that makes a layer or reads files, and graphs of stages.
+const CASES: &[(&str, &str)] = &[
+    ("run", "FROM $BASE\nRUN echo one > /one\nRUN cat /one > /two\n"),
+    ("copy", "FROM $BASE\nCOPY a /a\nCOPY --chmod=600 --chown=nobody dir /dir\n"),
+    ("add", "FROM $BASE\nADD a dir/ /d/\n"),
+    ("workdir", "FROM $BASE\nWORKDIR /w/x\nRUN pwd > here\n"),
+    ("scratch", "FROM scratch\nCOPY a /a\nCOPY dir /dir\n"),
+    ("link", "FROM $BASE\nCOPY --link a /a\nCOPY --link dir /dir\n"),
+    ("heredocs", "FROM $BASE\nCOPY <<EOF /e\ntext\nEOF\nRUN <<EOF\ncat /e > /f\nEOF\n"),
+    (
+        "config",
+        "FROM $BASE\nARG V=1\nENV A=$V B=2\nLABEL x=y\nUSER nobody\nEXPOSE 80\nVOLUME /v\nSTOPSIGNAL 9\n\
+         RUN echo $A > /tmp/a\nHEALTHCHECK CMD true\nENTRYPOINT [\"/bin/sh\"]\nCMD [\"-c\", \"true\"]\n",
+    ),
+    (
+        "mounts",
+        "FROM $BASE AS tool\nRUN echo tool > /tool\nFROM $BASE\n\
+         RUN --mount=type=bind,target=/src cat /src/a > /a\n\
+         RUN --mount=type=bind,from=tool,source=/tool,target=/t cat /t > /t2\n\
+         RUN --mount=type=cache,target=/c --mount=type=tmpfs,target=/s touch /c/x /s/y /z\n",
+    ),
+    (
+        "copy-from",
+        "FROM $BASE AS build\nCOPY a /a\nRUN cat /a > /out\nFROM scratch\nCOPY --from=build /out /out\n",
+    ),
+    (
+        "diamond",
+        "FROM $BASE AS base\nRUN echo b > /b\nFROM base AS left\nRUN cat /b > /l\nFROM base AS right\nRUN cat /b > /r\n\
+         FROM base\nCOPY --from=left /l /l\nCOPY --from=right /r /r\nRUN cat /l /r > /both\n",
+    ),
+    (
+        "copy-from-image",
+        "FROM scratch\nCOPY --from=$BASE /etc/passwd /passwd\nCOPY --from=$BASE /bin/sh /sh\n",
+    ),
+    ("no-layer", "FROM $BASE\nENV A=1\nCMD [\"x\"]\n"),
+];
+
+/// A host of its own, with the same context as others.
+fn host(base: &str, case: &str, dockerfile: &str) -> (TestEnv, String) {
+    let env = TestEnv::new();
+    let dockerfile = dockerfile.replace("$BASE", base);
+    let files = [
+        ("Dockerfile", dockerfile.as_str()),
+        ("a", "content of a\n"),
+        ("dir/b", "b\n"),
+        ("dir/sub/c", "c\n"),
+    ];
+    let context = env.context(case, &files);
+    // Checked out twice, files have other times; these decide bytes of layers, so here they are the same.
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+    for path in ["dir/sub/c", "dir/b", "a", "dir/sub", "dir"] {
+        let file = std::fs::File::open(context.join(path)).expect("the file was written");
+        file.set_modified(time).expect("a time can be set");
+    }
+    (env, context.display().to_string())
+}
+
+/// A registry that has the base image.
+fn registry() -> (DockerRegistry, String) {
+    let registry = DockerRegistry::start();
+    let base = format!("{}/base:1", registry.address());
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let _ = env.rbuild(["tag", "busybox:1", &base]).ok();
+    let _ = env.rbuild(["push", &base]).ok();
+    (registry, base)
+}
+
+fn image_id(env: &TestEnv) -> String {
+    std::fs::read_to_string(env.work().join("iid")).expect("--iidfile was written")
+}
+
+/// Steps that ran are those that have neither been cached nor are steps.
+#[track_caller]
+fn nothing_ran(outcome: &Outcome) {
+    assert!(outcome.stderr.contains(" steps reused"), "{outcome}");
+    let line = outcome.stderr.lines().find(|line| line.starts_with("cache: ")).expect("it was just found");
+    let words: Vec<&str> = line.split(' ').collect();
+    assert_eq!(words[1], words[3], "some steps were not reused\n{outcome}");
+    assert!(!outcome.stderr.contains("could not"), "{outcome}");
+}
+
+fn travels(case: &str, dockerfile: &str, base: &str, to: &str, from: &str, more: &[&str]) {
+    let (a, context) = host(base, case, dockerfile);
+    let mut args = vec!["build", "--iidfile", "iid", "--cache-to", to];
+    args.extend_from_slice(more);
+    args.push(&context);
+    let _ = a.rbuild(&args).ok();
+    let (b, context) = host(base, case, dockerfile);
+    let mut args = vec!["build", "--iidfile", "iid", "--cache-from", from];
+    args.extend_from_slice(more);
+    if to.starts_with("type=inline") {
+        args.extend(["--cache-to", to]);
+    }
+    args.push(&context);
+    let built = b.rbuild(&args).ok();
+    nothing_ran(&built);
+    assert_eq!(image_id(&a), image_id(&b), "{case} {to}");
+    // The image is whole: all of its files can be had.
+    let again = b.rbuild(["build", "--output", "out", &context]).ok();
+    assert!(again.stderr.contains(" DONE "), "{again}");
+}
+
+#[test]
+fn through_a_registry() {
+    let (registry, base) = registry();
+    for (n, (case, dockerfile)) in CASES.iter().enumerate() {
+        // Each form with every other case: half the time.
+        for (mode, form) in [[("min", "true"), ("max", "false")][n % 2]] {
+            let cache = format!("{}/cache/{case}:{mode}", registry.address());
+            let to =
+                format!("type=registry,ref={cache},mode={mode},image-manifest={form},ignore-error=false");
+            travels(case, dockerfile, &base, &to, &cache, &[]);
+        }
+    }
+}
+
+#[test]
+fn through_a_directory() {
+    let (_registry, base) = registry();
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    for (n, (case, dockerfile)) in CASES.iter().enumerate() {
+        let (mode, compression) = [("min", "gzip"), ("max", "zstd")][n % 2];
+        let path = dir.path().join(format!("{case}-{mode}")).display().to_string();
+        let to = format!("type=local,dest={path},mode={mode},compression={compression},ignore-error=false");
+        travels(case, dockerfile, &base, &to, &format!("type=local,src={path}"), &[]);
+    }
+}
+
+#[test]
+fn inside_the_image() {
+    let (registry, base) = registry();
+    for (case, dockerfile) in CASES {
+        let image = format!("{}/image/{case}:1", registry.address());
+        travels(case, dockerfile, &base, "type=inline", &image, &["-t", &image, "--push"]);
+    }
+}
+
+#[test]
+fn other_tools_read_a_local_cache() {
+    let (_registry, base) = registry();
+    let (env, context) = host(&base, "layout", CASES[0].1);
+    let _ = env.rbuild(["build", "--cache-to", "type=local,dest=cache,mode=max,tag=t", &context]).ok();
+    let raw = Outcome::of(std::process::Command::new("skopeo").args([
+        "inspect",
+        "--raw",
+        &format!("oci:{}:t", env.work().join("cache").display()),
+    ]))
+    .ok();
+    assert!(raw.stdout.contains("application/vnd.buildkit.cacheconfig.v0"), "{raw}");
+}
+
+fn blobs(layout: &Path) -> usize {
+    std::fs::read_dir(layout.join("blobs/sha256")).expect("the layout was written").count()
+}
+
+#[test]
+fn a_local_cache_grows_until_it_is_reset() {
+    let (env, context) = host("scratch", "reset", "FROM scratch\nCOPY a /a\n");
+    let build = |more: &str| {
+        let to = format!("type=local,dest=cache{more}");
+        let _ = env.rbuild(["build", "--cache-to", &to, &context]).ok();
+        blobs(&env.work().join("cache"))
+    };
+    assert_eq!(build(""), 3, "a layer, the config, the manifest");
+    std::fs::write(Path::new(&context).join("a"), "other").expect("the file can be written");
+    assert_eq!(build(""), 6);
+    assert_eq!(build(",reset=true"), 3);
+    let (other, context) = host("scratch", "reset", "FROM scratch\nCOPY a /a\n");
+    std::fs::write(Path::new(&context).join("a"), "other").expect("the file can be written");
+    let from = format!("type=local,src={}", env.work().join("cache").display());
+    nothing_ran(&other.rbuild(["build", "--cache-from", &from, &context]).ok());
+}
+
+#[test]
+fn a_layer_is_fetched_only_when_a_step_that_misses_reads_it() {
+    let (_registry, base) = registry();
+    let dockerfile = "FROM $BASE\nRUN head -c 3000000 /dev/urandom > /big\nRUN echo one > /one\n";
+    let (a, context) = host(&base, "lazy", dockerfile);
+    let cache = format!("{}/cache/lazy", base.split('/').next().expect("it has a registry"));
+    let to = format!("type=registry,ref={cache},mode=max,ignore-error=false");
+    let _ = a.rbuild(["build", "-t", "x", "--cache-to", &to, &context]).ok();
+
+    let layers = |env: &TestEnv| {
+        let dir = std::fs::read_dir(env.root().join("layers/sha256")).map(Iterator::count);
+        dir.unwrap_or(0)
+    };
+    let (b, context) = host(&base, "lazy", dockerfile);
+    nothing_ran(&b.rbuild(["build", "-t", "x", "--cache-from", &cache, &context]).ok());
+    assert_eq!(layers(&b), 0, "nothing was fetched");
+    // What misses reads what is below it, which alone is fetched.
+    let more = format!("{}RUN wc -c < /big > /size\n", dockerfile.replace("$BASE", &base));
+    std::fs::write(Path::new(&context).join("Dockerfile"), more).expect("the file can be written");
+    let _ = b.rbuild(["build", "-t", "x", "--cache-from", &cache, &context]).ok();
+    let size = b.rbuild(["run", "--rm", "x", "cat", "/size"]).ok();
+    assert_eq!(size.stdout.trim(), "3000000");
+}
+
+#[test]
+fn a_cache_that_fails_does_not_fail_the_build() {
+    let (env, context) = host("scratch", "failing", "FROM scratch\nCOPY a /a\n");
+    let nowhere = "127.0.0.1:1/cache";
+    let from = ["--cache-from", nowhere, "--cache-from", "type=local,src=/nowhere"];
+    let _ = env
+        .rbuild([&["build"][..], &from[..], &[context.as_str()][..]].concat())
+        .ok()
+        .says("could not import cache");
+    let to = format!("type=registry,ref={nowhere}");
+    let _ = env.rbuild(["build", "--cache-to", &to, &context]).ok().says("could not export cache");
+    let to = format!("{to},ignore-error=false");
+    let failed = env.rbuild(["build", "--cache-to", &to, &context]);
+    assert!(!failed.status.success(), "{failed}");
+    let _ = env.rbuild(["build", "--cache-to", "type=floppy", &context]).fails_with(2);
+}
+
+#[test]
+fn hostile_caches_are_told_of_and_ignored() {
+    let (env, context) = host("scratch", "hostile", "FROM scratch\nCOPY a /a\n");
+    let _ = env.rbuild(["build", "--cache-to", "type=local,dest=cache", &context]).ok();
+    let blobs = env.work().join("cache/blobs/sha256");
+    let sound: Vec<_> = std::fs::read_dir(&blobs)
+        .expect("the layout was written")
+        .map(|entry| entry.expect("a directory can be listed").path())
+        .map(|path| (path.clone(), std::fs::read(&path).expect("a file can be read")))
+        .collect();
+    for (path, bytes) in &sound {
+        for damaged in [&bytes[..bytes.len() / 2], b"", b"{}", b"nonsense"] {
+            std::fs::write(path, damaged).expect("a file can be written");
+            let (other, context) = host("scratch", "hostile", "FROM scratch\nCOPY a /a\n");
+            let from = format!("type=local,src={}", env.work().join("cache").display());
+            let built = other.rbuild(["build", "--output", "out", "--cache-from", &from, &context]).ok();
+            assert!(!built.stderr.contains("panicked"), "{built}");
+            let a = std::fs::read_to_string(other.work().join("out/a")).expect("it was built");
+            assert_eq!(a, "content of a\n");
+        }
+        std::fs::write(path, bytes).expect("a file can be written");
+    }
+}
+
+#[test]
+fn what_is_known_here_is_not_replaced() {
+    let (env, context) = host("scratch", "poison", "FROM scratch\nCOPY a /a\n");
+    let _ = env
+        .rbuild(["build", "-t", "x", "--iidfile", "iid", "--cache-to", "type=local,dest=cache", &context])
+        .ok();
+    let before = image_id(&env);
+    let again = env
+        .rbuild(["build", "-t", "x", "--iidfile", "iid", "--cache-from", "type=local,src=cache", &context])
+        .ok();
+    // All is known here: the cache is not even read.
+    assert!(!again.stderr.contains("importing cache manifest"), "{again}");
+    assert_eq!(image_id(&env), before);
+}
