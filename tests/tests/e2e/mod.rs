@@ -1,8 +1,12 @@
 mod archives;
+mod attestations;
 mod cache_travels;
+mod command_line;
 mod doctor;
 mod first_build;
 mod images;
 mod login;
+mod multi_platform;
 mod prune;
+mod reproducible;
 mod static_hello;

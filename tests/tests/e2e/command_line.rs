@@ -1,0 +1,114 @@
+//! Flags, variables and configuration files; exit codes; what logs show.
+
+use tests::{Base, TestEnv};
+
+fn simple(env: &TestEnv) -> String {
+    env.context("simple", &[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "1")]).display().to_string()
+}
+
+#[test]
+fn mistakes_are_told_with_a_suggestion() {
+    let env = TestEnv::new();
+    let context = simple(&env);
+    let _ = env.rbuild(["build", "--bulid-arg=A", &context]).fails_with(2).says("'--build-arg'");
+    let _ = env.rbuild(["imagse"]).fails_with(2).says("'images'");
+    let _ = env.rbuild(["build"]).fails_with(2).says("<CONTEXT>");
+    let _ = env.rbuild(["--push=maybe", &context]).fails_with(2);
+    let _ = env.rbuild(["--push", &context]).fails_with(2).says("a tag is needed to push");
+    let _ = env.rbuild(["--resource=memry=1g", &context]).fails_with(2).says("expected one of memory");
+}
+
+#[test]
+fn flags_of_docker_buildx_are_taken() {
+    let env = TestEnv::new();
+    let context = simple(&env);
+    let flags = [
+        "--rm",
+        "--force-rm=false",
+        "--compress",
+        "--isolation=default",
+        "-m=1g",
+        "--memory-swap=-1",
+        "--cpu-shares=512",
+        "--cpuset-cpus=0-1",
+        "--shm-size=64m",
+        "--ulimit=nofile=1024:1024",
+        "--network=none",
+        "--add-host=a:127.0.0.1",
+        "--label=a=b",
+        "--no-cache=true",
+        "--pull=false",
+        "--provenance=false",
+        "--sbom=false",
+    ];
+    let _ = env.rbuild(flags.iter().copied().chain([context.as_str()])).ok();
+}
+
+#[test]
+fn flags_go_before_variables_and_these_before_files() {
+    let mut env = TestEnv::new();
+    let context = simple(&env);
+    let file = env.work().join("rbuild.toml");
+    std::fs::write(&file, "[build]\ntag = ['file:1', 'file:2']\n").expect("a file can be written");
+    env.set("RBUILD_CONFIG", &file.display().to_string());
+    let names = |env: &TestEnv| env.rbuild(["images", "--format", "json"]).ok().stdout;
+    let _ = env.rbuild([&context]).ok();
+    assert!(names(&env).contains("file"));
+    env.set("RBUILD_TAG", "variable:1");
+    let _ = env.rbuild(["rmi", "file:1", "file:2"]).ok();
+    let _ = env.rbuild([&context]).ok();
+    assert!(names(&env).contains("variable") && !names(&env).contains("file"));
+    let _ = env.rbuild(["rmi", "variable:1"]).ok();
+    let _ = env.rbuild(["-t", "flag:1", &context]).ok();
+    assert!(names(&env).contains("flag") && !names(&env).contains("variable"));
+
+    std::fs::write(&file, "[build]\nprogres = 'plain'\n").expect("a file can be written");
+    let _ = env.rbuild([&context]).fails_with(2).says("--progres");
+}
+
+#[test]
+fn exit_codes_tell_who_has_to_act() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let write = |name: &str, text: &str| env.context(name, &[("Dockerfile", text)]).display().to_string();
+    let _ = env.rbuild([&write("syntax", "FROM scratch\nRUNN x\n")]).fails_with(3);
+    let _ = env.rbuild([&write("missing", "FROM scratch\nCOPY nothing /\n")]).fails_with(3);
+    let _ = env.rbuild([&write("step", "FROM busybox:1\nRUN exit 9\n")]).fails_with(4).says("exit code: 9");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let _ = env.rbuild([&write("network", &format!("FROM {closed}/x:1\n"))]).fails_with(6);
+    let _ = env.rbuild(["/nonexistent"]).fails_with(3);
+}
+
+#[test]
+fn logs_are_kept_and_the_failure_says_where() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1\nRUN echo first\nRUN seq 1 500; exit 1\n";
+    let context = env.context("logs", &[("Dockerfile", dockerfile)]).display().to_string();
+    let failed = env.rbuild(["-t", "logs:1", &context]).fails_with(4);
+    let hint = failed.stderr.lines().find(|line| line.contains("rbuild logs")).expect("a hint").to_owned();
+    let words: Vec<&str> = hint.split('`').nth(1).expect("a command").split(' ').skip(1).collect();
+    let log = env.rbuild(&words).ok().stdout;
+    assert_eq!(log.lines().count(), 500, "{log}");
+    let all = env.rbuild(["logs"]).ok().stdout;
+    assert!(all.contains("RUN echo first DONE\nfirst\n"), "{all}");
+    let builds = env.rbuild(["builds"]).ok().stdout;
+    assert!(builds.contains("exit 1") && builds.contains("logs:1"), "{builds}");
+    let _ = env.rbuild(["logs", "zzz"]).fails_with(2);
+}
+
+#[test]
+fn github_shows_groups_and_messages_beside_the_code() {
+    let mut env = TestEnv::new();
+    env.set("GITHUB_ACTIONS", "true");
+    Base::Busybox.build_in(&env);
+    let context = env.context("sub", &[("Dockerfile", "FROM busybox:1 as x\nRUN echo hi\nRUN false\n")]);
+    assert!(context.is_absolute());
+    let failed = env.rbuild(["sub"]).fails_with(4);
+    let _ = failed
+        .says("::group::#")
+        .says("::endgroup::\n")
+        .says("\n::error file=sub/Dockerfile,line=3,endLine=3,title=rbuild::process");
+    let outcome = env.rbuild(["--call=check", "sub"]);
+    assert_eq!(outcome.stdout.matches("FromAsCasing").count().min(1), 1, "{outcome}");
+}
