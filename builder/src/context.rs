@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use frontend::download;
 use frontend::request::MainContext;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use solver::op::Source;
 
 use crate::failure::{Class, Failure, OrFail as _};
+use crate::remote::{Fetcher, context_source, file_source};
 use crate::request::{ContextSource, DockerfileSource};
 
 /// The largest Dockerfile that is read, bytes. Far more than anybody writes; a wrong path should not fill memory.
@@ -28,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) ignore: Vec<(usize, String)>,
     /// The ignore file's name in messages.
     pub(crate) ignore_file: String,
+    /// What tells it from other contexts.
+    pub(crate) origin: String,
 }
 
 /// Where archives are unpacked to.
@@ -42,19 +47,23 @@ impl Context {
     pub(crate) fn load(
         context: &ContextSource,
         dockerfile: &DockerfileSource,
+        keep_git_dir: bool,
         unpack: &dyn Unpack,
+        fetcher: &Fetcher<'_>,
     ) -> Result<Self, Failure> {
         match context {
-            ContextSource::Directory(path) => Self::directory(path, dockerfile),
+            ContextSource::Directory(path) => Self::directory(path, dockerfile, fetcher),
             ContextSource::Stdin => Self::stdin(dockerfile, unpack),
-            ContextSource::Remote(url) => Err(Failure::new(
-                Class::Host,
-                format!("could not load context {url}: remote contexts are not supported yet"),
-            )),
+            ContextSource::Remote(url) => {
+                let source = context_source(url, keep_git_dir)?;
+                let mut context = Self::remote(url, source, dockerfile, unpack, fetcher)?;
+                context.origin.clone_from(url);
+                Ok(context)
+            }
         }
     }
 
-    fn directory(path: &Path, dockerfile: &DockerfileSource) -> Result<Self, Failure> {
+    fn directory(path: &Path, dockerfile: &DockerfileSource, fetcher: &Fetcher<'_>) -> Result<Self, Failure> {
         let directory = path.canonicalize().map_err(|error| {
             Failure::new(Class::Dockerfile, format!("could not open context {}: {error}", path.display()))
         })?;
@@ -71,67 +80,145 @@ impl Context {
                 (read_text(file, &name)?, name)
             }
             DockerfileSource::Path(path) => {
-                let file = File::open(path).map_err(|error| no_dockerfile(path, &error))?;
                 let mut ignore = path.clone().into_os_string();
                 ignore.push(".dockerignore");
                 own_ignore = Some(ignore.into());
-                let shown = path
-                    .file_name()
-                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
-                (read_text(file, &shown)?, shown)
+                read_path(path)?
             }
             DockerfileSource::Stdin => (read_text(io::stdin(), "standard input")?, "Dockerfile".to_owned()),
-            DockerfileSource::Remote(url) => {
-                return Err(Failure::new(Class::Host, format!("could not read {url}: not supported yet")));
-            }
+            DockerfileSource::Remote(url) => read_url(url, fetcher)?,
         };
         let (ignore, ignore_file) = read_ignore(own_ignore.as_deref(), &directory)?;
-        Ok(Self { text, name, main: MainContext::Local, directory: Some(directory), ignore, ignore_file })
+        Ok(Self { ignore, ignore_file, ..Self::local(text, name, directory) })
     }
 
     fn stdin(dockerfile: &DockerfileSource, unpack: &dyn Unpack) -> Result<Self, Failure> {
-        let mut start = vec![0; 1024];
         let mut stdin = io::stdin().lock();
-        let n = read_full(&mut stdin, &mut start).or_fail(Class::Internal)?;
-        start.truncate(n);
-        let mut all = start.chain(stdin);
-        if !is_archive(all.get_ref().0) {
-            if *dockerfile != DockerfileSource::Default {
-                return Err(Failure::usage(
-                    "-f was given, but standard input is a Dockerfile and not an archive",
-                ));
-            }
-            return Ok(Self {
-                text: read_text(all, "standard input")?,
-                name: "Dockerfile".to_owned(),
-                main: MainContext::Empty,
-                directory: None,
-                ignore: Vec::new(),
-                ignore_file: String::new(),
-            });
+        let start = beginning(&mut stdin).or_fail(Class::Internal)?;
+        if is_archive(start.get_ref()) {
+            let directory = unpack.unpack(&mut start.chain(stdin))?;
+            return match dockerfile {
+                DockerfileSource::Default => Self::archive(None, directory),
+                DockerfileSource::Path(path) => Self::archive(Some(path), directory),
+                DockerfileSource::Stdin | DockerfileSource::Remote(_) => {
+                    Err(Failure::usage("an archive on standard input needs its Dockerfile inside"))
+                }
+            };
         }
-        let directory = unpack.unpack(&mut all)?;
+        if *dockerfile != DockerfileSource::Default {
+            let message = "-f was given, but standard input is a Dockerfile and not an archive";
+            return Err(Failure::usage(message));
+        }
+        let text = read_text(start.chain(stdin), "standard input")?;
+        Ok(Self { main: MainContext::Empty, ..Self::bare(text, "Dockerfile".to_owned()) })
+    }
+
+    /// An archive or a file on the web, or a git repository. Ignore files are for local directories: what is elsewhere
+    /// was picked by whoever put it there.
+    fn remote(
+        url: &str,
+        source: Source,
+        dockerfile: &DockerfileSource,
+        unpack: &dyn Unpack,
+        fetcher: &Fetcher<'_>,
+    ) -> Result<Self, Failure> {
+        let fetched = fetcher.fetch(&source)?;
+        // A path is one in the context, if it is not absolute.
+        let (inside, own) = match dockerfile {
+            DockerfileSource::Default => (None, None),
+            DockerfileSource::Path(path) if path.is_absolute() => (None, Some(read_path(path)?)),
+            DockerfileSource::Path(path) => (Some(path.as_path()), None),
+            DockerfileSource::Stdin => {
+                (None, Some((read_text(io::stdin(), "standard input")?, "Dockerfile".to_owned())))
+            }
+            DockerfileSource::Remote(url) => (None, Some(read_url(url, fetcher)?)),
+        };
+        if let Source::Http { .. } = source {
+            let mut file = fetched.file()?;
+            let start = beginning(&mut file).or_fail(Class::Host)?;
+            if is_archive(start.get_ref()) {
+                let directory = unpack.unpack(&mut start.chain(file))?;
+                return match own {
+                    Some((text, name)) => Ok(Self::local(text, name, directory)),
+                    None => Self::archive(inside, directory),
+                };
+            }
+            if inside.is_some() {
+                let message = format!("-f was given, but {url} is a Dockerfile and not an archive");
+                return Err(Failure::usage(message));
+            }
+            let (text, name) = match own {
+                Some(own) => own,
+                None => (read_text(start.chain(file), url)?, "Dockerfile".to_owned()),
+            };
+            return Ok(Self { main: MainContext::Source(source), ..Self::bare(text, name) });
+        }
+        if let Some((text, name)) = own {
+            return Ok(Self { main: MainContext::Source(source), ..Self::bare(text, name) });
+        }
+        let given = inside.map(|path| path.to_string_lossy().into_owned());
+        let names = given.map_or_else(|| DEFAULT_NAMES.map(str::to_owned).to_vec(), |name| vec![name]);
+        for name in &names {
+            if let Some(text) = fetched.read(name, MAX_DOCKERFILE + 1)? {
+                let text = read_text(&text[..], name)?;
+                return Ok(Self { main: MainContext::Source(source), ..Self::bare(text, name.clone()) });
+            }
+        }
+        let message = format!("could not read Dockerfile {} of {url}: there is no such file", names[0]);
+        Err(Failure::new(Class::Dockerfile, message).hint("give its path in the context with -f"))
+    }
+
+    /// An unpacked archive, with its Dockerfile in it.
+    fn archive(dockerfile: Option<&Path>, directory: PathBuf) -> Result<Self, Failure> {
         let (file, name) = match dockerfile {
-            DockerfileSource::Default => open_default(&directory)?,
-            DockerfileSource::Path(path) => {
+            None => open_default(&directory)?,
+            Some(path) => {
                 let file = open_inside(&directory, path).map_err(|error| no_dockerfile(path, &error))?;
                 (file, path.display().to_string())
             }
-            DockerfileSource::Stdin | DockerfileSource::Remote(_) => {
-                return Err(Failure::usage("an archive on standard input needs its Dockerfile inside"));
-            }
         };
-        let text = read_text(file, &name)?;
-        let own = directory.join(format!("{name}.dockerignore"));
-        let (ignore, ignore_file) = read_ignore(Some(&own), &directory)?;
-        Ok(Self { text, name, main: MainContext::Local, directory: Some(directory), ignore, ignore_file })
+        Ok(Self { origin: "archive".to_owned(), ..Self::local(read_text(file, &name)?, name, directory) })
     }
+
+    fn local(text: Vec<u8>, name: String, directory: PathBuf) -> Self {
+        let origin = directory.display().to_string();
+        Self { main: MainContext::Local, directory: Some(directory), origin, ..Self::bare(text, name) }
+    }
+
+    fn bare(text: Vec<u8>, name: String) -> Self {
+        Self {
+            text,
+            name,
+            main: MainContext::Empty,
+            directory: None,
+            ignore: Vec::new(),
+            ignore_file: String::new(),
+            origin: String::new(),
+        }
+    }
+}
+
+/// What a Dockerfile is called, the first that is there.
+const DEFAULT_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
+
+/// Reads the Dockerfile `path` of this host, and says what it is called.
+fn read_path(path: &Path) -> Result<(Vec<u8>, String), Failure> {
+    let file = File::open(path).map_err(|error| no_dockerfile(path, &error))?;
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
+    Ok((read_text(file, &name)?, name))
+}
+
+/// Reads the Dockerfile at `url`, and says what it is called.
+fn read_url(url: &str, fetcher: &Fetcher<'_>) -> Result<(Vec<u8>, String), Failure> {
+    let name = download::file_name(url).unwrap_or_else(|| "Dockerfile".to_owned());
+    let file = fetcher.fetch(&file_source(url))?.file()?;
+    Ok((read_text(file, url)?, name))
 }
 
 /// `Dockerfile`, or else `dockerfile`, in a context.
 fn open_default(directory: &Path) -> Result<(File, String), Failure> {
     let mut first = None;
-    for name in ["Dockerfile", "dockerfile"] {
+    for name in DEFAULT_NAMES {
         match open_inside(directory, Path::new(name)) {
             Ok(file) => return Ok((file, name.to_owned())),
             Err(error) => first = first.or(Some(error)),
@@ -195,15 +282,11 @@ fn read_ignore(own: Option<&Path>, directory: &Path) -> Result<(Vec<(usize, Stri
     Ok((Vec::new(), ".dockerignore".to_owned()))
 }
 
-fn read_full(reader: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
-    let mut n = 0;
-    while n < buf.len() {
-        match reader.read(&mut buf[n..])? {
-            0 => break,
-            more => n += more,
-        }
-    }
-    Ok(n)
+/// As much as it takes to tell an archive from a Dockerfile.
+fn beginning(reader: &mut impl Read) -> io::Result<io::Cursor<Vec<u8>>> {
+    let mut start = Vec::new();
+    reader.take(1024).read_to_end(&mut start)?;
+    Ok(io::Cursor::new(start))
 }
 
 /// Whether `start` begins a tar archive, plain or compressed with gzip, bzip2, xz or zstd.

@@ -69,6 +69,13 @@ impl Places {
     }
 }
 
+/// The proxies of this process, for the programs it starts.
+pub(crate) fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+    let names = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_uppercase()]);
+    names.filter_map(|name| variable(&name).map(|value| (name, value))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,10 +10,13 @@ use store::archive::ArchiveError;
 use store::compress::CompressError;
 use store::error::StoreError;
 use store::push::PushError;
+use store::registry::web::WebError;
 use store::registry::{CredentialsError, RegistryError};
 use store::root::RootError;
 use worker::error::WorkerError;
 use worker::exec::{ExecError, SpawnError};
+use worker::source::git::GitError;
+use worker::source::http::HttpError;
 use worker::source::image::PullError;
 use worker::source::resolve::ImageError;
 
@@ -248,7 +251,9 @@ fn worker(error: &WorkerError) -> (Class, Option<String>) {
         | WorkerError::NoContext(_)
         | WorkerError::Unsupported(_) => (Class::Dockerfile, None),
         WorkerError::Image(error) => image(error),
-        WorkerError::Pull(_) | WorkerError::Git(_) => (Class::Network, None),
+        WorkerError::Pull(_) => (Class::Network, None),
+        WorkerError::Git(error) => git(error),
+        WorkerError::Http(error) => http(error),
         WorkerError::Host(_) => (Class::Host, Some("`rbuild doctor` says more".to_owned())),
         WorkerError::Mount(_) | WorkerError::Wait(_) | WorkerError::Io { .. } => (Class::Host, None),
         WorkerError::Diff(_) => (Class::Host, None),
@@ -260,6 +265,37 @@ fn worker(error: &WorkerError) -> (Class, Option<String>) {
 
 fn is_foreign(error: &SpawnError) -> bool {
     matches!(error, SpawnError::Exec { kind: ExecError::Format, .. })
+}
+
+/// The class of a git repository that could not be had, and what to do about it.
+fn git(error: &GitError) -> (Class, Option<String>) {
+    match error {
+        GitError::Program(_) | GitError::Io { .. } => (Class::Host, None),
+        GitError::Failed { message, .. } if message.contains("could not read Username") => (
+            Class::Auth,
+            Some("give a token with --secret id=GIT_AUTH_TOKEN, or keys with --ssh default".to_owned()),
+        ),
+        GitError::Failed { .. } => (Class::Network, None),
+        GitError::NoRef { .. }
+        | GitError::Invalid(_)
+        | GitError::Checksum { .. }
+        | GitError::Subdir { .. } => (Class::Dockerfile, None),
+    }
+}
+
+/// The class of a file that could not be had from the web, and what to do about it.
+fn http(error: &HttpError) -> (Class, Option<String>) {
+    match error {
+        HttpError::Web(WebError::Status { status, .. }) if matches!(status.as_u16(), 401 | 403) => {
+            (Class::Auth, Some("give a token with --secret id=HTTP_AUTH_TOKEN_<host>".to_owned()))
+        }
+        HttpError::Web(WebError::Status { .. } | WebError::Url { .. })
+        | HttpError::Name { .. }
+        | HttpError::Checksum { .. } => (Class::Dockerfile, None),
+        HttpError::Web(_) | HttpError::Changed(_) => (Class::Network, None),
+        HttpError::Write { .. } | HttpError::Layer(_) => (Class::Host, None),
+        HttpError::Store(error) => store(error),
+    }
 }
 
 /// The class of what went wrong with the state directory, and what to do about it.
@@ -299,7 +335,10 @@ fn image(error: &ImageError) -> (Class, Option<String>) {
     match error {
         ImageError::Registry { source, .. } => registry(source),
         ImageError::Store(error) => store(error),
-        ImageError::NotHere(_) | ImageError::Platform { .. } => (Class::Usage, None),
+        ImageError::NotHere(_) | ImageError::Platform { .. } | ImageError::NotInLayout { .. } => {
+            (Class::Usage, None)
+        }
+        ImageError::Layout { source, .. } => archive(source),
         ImageError::Config { .. } | ImageError::Nested(_) => (Class::Network, None),
         ImageError::NotImage => (Class::Internal, None),
     }
@@ -312,6 +351,7 @@ fn pull(error: &PullError) -> (Class, Option<String>) {
         PullError::Registry { source, .. } => registry(source),
         PullError::Store { source, .. } => store(source),
         PullError::Here(error) => store(error),
+        PullError::Layout { source, .. } => archive(source),
         PullError::Foreign { .. } => (Class::Dockerfile, Some("use another base image".to_owned())),
         PullError::Thread { .. } => (Class::Host, None),
     }

@@ -15,9 +15,11 @@ mod export;
 mod failure;
 mod journal;
 #[allow(dead_code, reason = "not every view is reachable until builds run")]
+mod named;
 mod progress;
 mod prompt;
 mod registry;
+mod remote;
 mod request;
 mod resolver;
 mod sbom;

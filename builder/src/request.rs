@@ -314,6 +314,14 @@ pub(crate) fn parse_duration(what: &str, text: &str) -> Result<Duration, Failure
     if text.is_empty() { Err(bad()) } else { Ok(Duration::from_secs(total)) }
 }
 
+impl BuildRequest {
+    /// A build argument that is true or false; false if it is not given.
+    pub(crate) fn flag_arg(&self, name: &str) -> Result<bool, Failure> {
+        let given = self.build_args.iter().rev().find(|(known, _)| known == name);
+        given.map_or(Ok(false), |(_, value)| parse_bool(name, value))
+    }
+}
+
 /// `--output`, `--push` and `--load` together. Without any of them the image goes into the local store.
 fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Failure> {
     let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;

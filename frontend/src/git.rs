@@ -93,7 +93,7 @@ impl GitUrl {
         }
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = percent_decoded(value);
+            let value = percent_decoded(&value.replace('+', " "));
             let flag = || match value.as_str() {
                 "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
                 "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -148,7 +148,8 @@ fn is_git_remote(remote: &str) -> bool {
     word(user, b"-_") && word(host, b"-.") && !path.is_empty()
 }
 
-fn percent_decoded(text: &str) -> String {
+/// Undoes `%20` and the like.
+pub(crate) fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
@@ -157,10 +158,6 @@ fn percent_decoded(text: &str) -> String {
             (b'%', Some(byte)) => {
                 bytes.push(byte);
                 rest = &tail[2..];
-            }
-            (b'+', _) => {
-                bytes.push(b' ');
-                rest = tail;
             }
             (byte, _) => {
                 bytes.push(byte);

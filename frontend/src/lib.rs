@@ -12,6 +12,7 @@ pub mod parser;
 pub mod request;
 
 pub mod convert;
+pub mod download;
 pub mod git;
 pub mod outline;
 pub mod stages;

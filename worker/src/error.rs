@@ -13,6 +13,7 @@ use crate::exec::{Exit, PlanError, SpawnError, Status};
 use crate::file::FileError;
 use crate::mount::MountError;
 use crate::source::git::GitError;
+use crate::source::http::HttpError;
 use crate::source::image::PullError;
 use crate::source::local::LocalError;
 use crate::source::resolve::ImageError;
@@ -56,13 +57,16 @@ pub enum WorkerError {
     NoContext(String),
     /// An image cannot be had.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     /// A layer cannot be fetched.
     #[error(transparent)]
     Pull(#[from] PullError),
     /// A git repository cannot be had.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// A file cannot be had from the web.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// Layers cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -95,6 +99,12 @@ pub enum WorkerError {
     /// Nobody wants it any more.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<ImageError> for WorkerError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 fn ended(exit: &Exit) -> String {

@@ -22,6 +22,7 @@ use image::layer::{Data, Kind, LayerIndex, LayerWriter};
 use image::tree::accounts::AccountError;
 use image::tree::chmod::ChmodError;
 use image::tree::pattern::PatternError;
+use image::tree::resolve::{Last, resolve};
 use image::tree::{self, Chmod, CopyError, Draft, DraftError, Location, Made, NewEntry, Patterns, Tree};
 use rustix::io::Errno;
 use solver::Cancel;
@@ -192,6 +193,46 @@ pub fn check_there(tree: &Tree, selector: &Selector, directory: Option<&Director
         }
     }
     Ok(())
+}
+
+/// The bytes of the regular file `path` of `tree`, whatever links lead to it; `None`: there is none.
+pub fn read(
+    tree: &Tree,
+    path: &str,
+    open_tar: &OpenTar<'_>,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, FileError> {
+    let at = resolve(tree, path.as_bytes(), Last::Follow)
+        .map_err(|error| FileError::Copy(CopyError::Source(error)))?;
+    let Some(inode) = tree.get(&at).and_then(|node| node.inode()) else { return Ok(None) };
+    let mut files = Files { inputs: &[], open_tar, tars: HashMap::new(), spools: Vec::new() };
+    let mut bytes = Vec::new();
+    files
+        .open(&inode.location)?
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|source| FileError::Spool { path: path.to_owned(), source })?;
+    Ok(Some(bytes))
+}
+
+/// A copy of what `source`, a directory of input 0, has in it: owners, modes and times as they are.
+pub(crate) fn copy_all(source: &str) -> op::Copy {
+    op::Copy {
+        input: 0,
+        source: source.to_owned(),
+        destination: "/".to_owned(),
+        wildcard: false,
+        allow_empty: true,
+        follow_symlinks: true,
+        contents_only: true,
+        unpack: Unpack::Never,
+        parents: None,
+        exclude: Vec::new(),
+        owner: None,
+        mode: None,
+        required: false,
+        follow_destination: false,
+    }
 }
 
 /// What `selector` picks, in the words of [`image::tree`].

@@ -39,7 +39,8 @@ impl Worker {
         })
     }
 
-    async fn file_input(
+    /// An input of a file op, or of a mount that is copied.
+    pub(crate) async fn file_input(
         &self,
         job: &Job<'_>,
         index: usize,
@@ -60,23 +61,7 @@ impl Worker {
         context: Arc<Context>,
         cancel: &Cancel,
     ) -> Result<DiffId, WorkerError> {
-        let copy = op::Copy {
-            input: 0,
-            source: "/".to_owned(),
-            destination: "/".to_owned(),
-            wildcard: false,
-            allow_empty: true,
-            follow_symlinks: false,
-            contents_only: true,
-            unpack: op::Unpack::Never,
-            parents: None,
-            exclude: Vec::new(),
-            owner: None,
-            mode: None,
-            required: false,
-            follow_destination: false,
-        };
-        let op = op::File { base: None, actions: vec![FileAction::Copy(copy)] };
+        let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all("/"))] };
         let input = Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) };
         Ok(self.write_layer(op, vec![input], None, cancel.clone()).await?.diff_id)
     }

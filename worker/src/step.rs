@@ -1,28 +1,34 @@
 //! One RUN: what the op needs is looked up, the process runs in its sandbox, and what it wrote becomes a layer.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bstr::BStr;
-use image::DiffId;
-use image::tree::{Tree, accounts};
+use image::tree::resolve::{Last, resolve};
+use image::tree::{CopyError, Tree, accounts};
+use image::{ContentDigest, DiffId};
 use rustix::fs::{Mode, OFlags};
+use solver::Cancel;
 use solver::event::Event;
-use solver::op::{self, MountKind, Sharing};
+use solver::key::ResultDigest;
+use solver::op::{self, FileAction, MountKind, Sharing};
 use solver::runner::{InputRef, Job, Outcome, Task};
 use store::directory::{Directory, DirectoryKind};
 use store::layer::Stored;
 use store::lock::KeyLock;
 use store::pool;
+use store::root::Root;
 use store::temp::WorkDir;
 use store::timing::{self, Of};
 
-use crate::diff;
+use crate::diff::{self, Marks};
 use crate::error::WorkerError;
 use crate::exec::{self, Access, Given, Identity, Lower, Network, Stdio};
-use crate::file;
+use crate::file::{self, FileError};
+use crate::mount::{MountError, dirs};
 use crate::worker::{Worker, diff_ids};
 
 /// How often a cache mount that another step has locked is tried again.
@@ -159,7 +165,12 @@ impl Worker {
                 Ok(Given::Files(exec::Root::Overlay { lowers, access: Access::ReadOnly }))
             }
             MountKind::Cache { id, sharing, input, source, mode, uid, gid, .. } => {
-                let (directory, is_new) = self.cache_directory(id, *sharing, held).await?;
+                // What a cache was filled with is part of its name: another seed is another cache.
+                let seed = match input {
+                    None => None,
+                    Some(index) => Some(self.input_digest(job, task, *index).await?),
+                };
+                let (directory, is_new) = self.cache_directory(id, seed, source, *sharing, held).await?;
                 let path = directory.path().join("files");
                 held.directories.push(directory);
                 if is_new {
@@ -200,15 +211,37 @@ impl Worker {
         self.lowers(layers).await
     }
 
+    /// Names what is read of an input.
+    async fn input_digest(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        index: usize,
+    ) -> Result<ContentDigest, WorkerError> {
+        let input = &task.inputs[index];
+        if let Some(ResultDigest(digest)) = input.result {
+            return Ok(digest);
+        }
+        let selector =
+            job.vertex.inputs[index].selector.as_ref().expect("local sources are read by selectors");
+        Ok(self.context(input, selector, &job.cancel).await?.selection.digest)
+    }
+
     /// The directory of a cache mount, and whether it has to be filled first.
     async fn cache_directory(
         &self,
         id: &str,
+        seed: Option<ContentDigest>,
+        source: &str,
         sharing: Sharing,
         held: &mut Held,
     ) -> Result<(Directory, bool), WorkerError> {
+        let base = match seed {
+            None => id.to_owned(),
+            Some(seed) => format!("{id}\0{}\0{source}", seed.hex()),
+        };
         // A private cache is the first one that nobody has; a shared one needs no lock but to be filled once.
-        let name = |number: u32| if number == 0 { id.to_owned() } else { format!("{id}\0{number}") };
+        let name = |number: u32| if number == 0 { base.clone() } else { format!("{base}\0{number}") };
         let mut number = 0;
         loop {
             let name = name(number);
@@ -244,14 +277,18 @@ impl Worker {
             move |source| WorkerError::Io { path, source }
         };
         let temp = self.root().temp_path("cache")?;
-        match input {
-            None => fs::create_dir(&temp).map_err(at(&temp))?,
+        fs::create_dir(&temp).map_err(at(&temp))?;
+        // What is copied keeps its owner and mode, its root directory as well.
+        let (mode, uid, gid) = match input {
+            None => (mode, uid, gid),
             Some(input) => {
-                let lowers = self.input_lowers(job, task, input).await?;
-                let _ = (lowers, source);
-                return Err(WorkerError::Unsupported("a cache mount with from="));
+                let input = self.file_input(job, input, &task.inputs[input]).await?;
+                let (root, into) = (self.root().clone(), temp.clone());
+                let (source, cancel) = (source.to_owned(), job.cancel.clone());
+                let marks = self.marks();
+                pool::spawn(move || copy_into(&root, input, &source, &into, marks, &cancel)).await??
             }
-        }
+        };
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(u32::from(mode));
         fs::set_permissions(&temp, permissions).map_err(at(&temp))?;
         std::os::unix::fs::chown(&temp, Some(uid), Some(gid)).map_err(at(&temp))?;
@@ -284,6 +321,44 @@ impl Worker {
         })
         .await?
     }
+}
+
+/// Writes what the directory `source` of `input` has in it into the empty directory `into`, and returns the mode and the
+/// owner of `source`.
+fn copy_into(
+    root: &Root,
+    input: file::Input,
+    source: &str,
+    into: &Path,
+    marks: Marks,
+    cancel: &Cancel,
+) -> Result<(u16, u32, u32), WorkerError> {
+    let failed = |source| WorkerError::Io { path: into.to_owned(), source };
+    let at = resolve(&input.tree, source.as_bytes(), Last::Follow)
+        .map_err(|error| FileError::from(CopyError::Source(error)))?;
+    let attributes = match input.tree.get(&at) {
+        Some(node) if node.is_dir() => (node.entry.mode, node.entry.uid, node.entry.gid),
+        // An empty tree has a root all the same.
+        None if at.is_empty() => (0o755, 0, 0),
+        _ => {
+            let source = io::Error::new(io::ErrorKind::NotADirectory, format!("{source} is no directory"));
+            return Err(failed(source));
+        }
+    };
+    let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all(source))] };
+    let options = file::Options {
+        created: 0,
+        latest_mtime: None,
+        earlier: None,
+        temporary: root.temp_dir()?.to_owned(),
+    };
+    let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
+    let tar = tempfile::tempfile_in(root.temp_dir()?).map_err(failed)?;
+    let (tar, index) = file::run(&op, &[input], &open_tar, &options, cancel, tar)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(into, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    dirs::extract(&index, &tar, dir.as_fd(), marks).map_err(MountError::from)?;
+    Ok(attributes)
 }
 
 fn layers_of(input: &InputRef<'_>) -> Vec<DiffId> {

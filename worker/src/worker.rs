@@ -38,9 +38,9 @@ use crate::file::{self, picks};
 use crate::isolate::userns::Ids;
 use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
-use crate::source::git::GitAuth;
 use crate::source::image::{PullError, pull_layer};
 use crate::source::local::{Directory, Walked};
+use crate::source::remote::Remotes;
 use crate::source::resolve::Images;
 
 /// How often a transfer's progress is told.
@@ -59,8 +59,8 @@ pub struct Options {
     pub default_network: Network,
     /// `SOURCE_DATE_EPOCH`: the latest time in layers that are made.
     pub epoch: Option<i64>,
-    /// Credentials for git remotes.
-    pub git: GitAuth,
+    /// Finds git repositories and files from the web; the same for all platforms of a build.
+    pub remotes: Rc<Remotes>,
     /// The host's `/etc/resolv.conf`.
     pub resolv_conf: String,
     /// Why this host cannot run steps, if it cannot.
@@ -227,7 +227,7 @@ impl Worker {
         Ok(Selection::Digest(select(&tree, &picks(selector))?.digest))
     }
 
-    async fn pin_of(&self, source: &Source) -> Result<Pin, WorkerError> {
+    async fn pin_of(&self, job: &Job<'_>, source: &Source) -> Result<Pin, WorkerError> {
         match source {
             Source::Local { .. } => Ok(Pin::default()),
             Source::Image { .. } | Source::OciLayout { .. } => {
@@ -238,9 +238,18 @@ impl Worker {
                     snapshot: Some(snapshot(diff_ids)),
                 })
             }
-            Source::Git { .. } => Err(WorkerError::Unsupported("a git source")),
-            Source::Http { .. } => Err(WorkerError::Unsupported("an http source")),
+            Source::Git { .. } | Source::Http { .. } => {
+                let name = source_name(source);
+                self.told(job, name, |progress| self.options.remotes.pin(source, progress)).await
+            }
         }
+    }
+
+    /// Fetches what a git repository or a URL has.
+    async fn load_remote(&self, job: &Job<'_>, source: &Source) -> Result<Loaded, WorkerError> {
+        let name = source_name(source);
+        let load = |progress| self.options.remotes.load(source, progress, &job.cancel);
+        Ok(Loaded::Here(self.told(job, name, load).await?))
     }
 
     async fn load_layers(&self, job: &Job<'_>, layers: Snapshot) -> Result<Loaded, WorkerError> {
@@ -282,6 +291,17 @@ impl Worker {
     /// Fetches a layer, and says how far that is.
     async fn pull(&self, job: &Job<'_>, layer: DiffId) -> Result<(), WorkerError> {
         let _phase = timing::phase("pull", Of::Layer(layer));
+        let pull = |progress| pull_layer(&self.root, self.images.client(), layer, progress);
+        self.told(job, layer.to_string(), pull).await
+    }
+
+    /// Does `work`, and says how far it is, under the name `id`.
+    async fn told<T, E: Into<WorkerError>, F: Future<Output = Result<T, E>>>(
+        &self,
+        job: &Job<'_>,
+        id: String,
+        work: impl FnOnce(Progress) -> F,
+    ) -> Result<T, WorkerError> {
         let (done, total) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let progress = {
             let (done, total) = (done.clone(), total.clone());
@@ -291,25 +311,29 @@ impl Worker {
             })
         };
         let report = |over: bool| {
+            // Who fetches nothing has nothing to tell.
+            if done.load(Ordering::Relaxed) == 0 {
+                return;
+            }
             let all = total.load(Ordering::Relaxed);
             self.emit(Event::Progress {
                 vertex: job.id,
-                id: layer.to_string(),
+                id: id.clone(),
                 current: done.load(Ordering::Relaxed),
                 total: (all > 0).then_some(all),
                 done: over,
             });
         };
-        let mut pull = pin!(pull_layer(&self.root, self.images.client(), layer, progress));
+        let mut work = pin!(work(progress));
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             tokio::select! {
                 biased;
                 () = job.cancel.cancelled() => return Err(WorkerError::Cancelled),
-                result = &mut pull => {
-                    result?;
+                result = &mut work => {
+                    let done = result.map_err(Into::into)?;
                     report(true);
-                    return Ok(());
+                    return Ok(done);
                 }
                 _ = tick.tick() => report(false),
             }
@@ -322,7 +346,7 @@ impl Runner for Worker {
 
     fn pin<'a>(&'a self, job: Job<'a>) -> LocalBoxFuture<'a, Result<Pin, WorkerError>> {
         let source = job.vertex.source().expect("only sources are pinned");
-        self.pin_of(source).boxed_local()
+        async move { self.pin_of(&job, source).await }.boxed_local()
     }
 
     fn select<'a>(
@@ -352,11 +376,12 @@ impl Runner for Worker {
         layers: Option<Snapshot>,
     ) -> LocalBoxFuture<'a, Result<Loaded, WorkerError>> {
         async move {
-            match layers {
-                Some(layers) => self.load_layers(&job, layers).await,
-                None => Err(WorkerError::Unsupported(
-                    "a source whose files are not known before they are fetched",
-                )),
+            match (job.vertex.source(), layers) {
+                (Some(source @ (Source::Git { .. } | Source::Http { .. })), _) => {
+                    self.load_remote(&job, source).await
+                }
+                (_, Some(layers)) => self.load_layers(&job, layers).await,
+                (_, None) => unreachable!("images and steps say which layers they have"),
             }
         }
         .boxed_local()
@@ -379,6 +404,15 @@ pub(crate) fn diff_ids(snapshot: &Snapshot) -> Vec<DiffId> {
     snapshot.layers.iter().map(|layer| layer.diff_id).collect()
 }
 
-fn snapshot(diff_ids: &[DiffId]) -> Snapshot {
+/// What a remote source is called while it is fetched.
+fn source_name(source: &Source) -> String {
+    match source {
+        Source::Http { filename, .. } => filename.clone(),
+        Source::Git { remote, .. } => remote.clone(),
+        _ => String::new(),
+    }
+}
+
+pub(crate) fn snapshot(diff_ids: &[DiffId]) -> Snapshot {
     Snapshot { layers: diff_ids.iter().map(|&diff_id| SnapshotLayer { diff_id, created: None }).collect() }
 }

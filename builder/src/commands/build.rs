@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use frontend::request::{Converted, NamedContext};
+use frontend::request::Converted;
 use frontend::{Diagnostic, lint};
 use image::tree::Tree;
 use image::{Platform, Reference};
@@ -22,7 +22,7 @@ use store::timing::{self, Of};
 use worker::error::WorkerError;
 use worker::exec::{Network, Secret};
 use worker::file::FileError;
-use worker::source::git::GitAuth;
+use worker::source::remote::{Access, Remotes};
 use worker::source::resolve::{Images, Policy};
 use worker::{LayerSource, Options, Worker};
 
@@ -41,7 +41,9 @@ use crate::export::file::Sink;
 use crate::export::{self, AssembledImage, Exported, assemble, flat, metadata};
 use crate::failure::{Class, Failure, OrFail as _};
 use crate::journal::{self, Journal, Listener};
+use crate::named::named_contexts;
 use crate::progress::{Mode, Progress, Terminal};
+use crate::remote::Fetcher;
 use crate::request::{BuildRequest, Call, ContextSource, Output, OutputKind, SecretSource};
 use crate::sbom;
 use crate::timings::Timings;
@@ -70,10 +72,28 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
 pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<AssembledImage>, Failure> {
     let root = session.open()?;
     let unpacked = Unpacked { root: root.clone(), held: RefCell::default() };
-    let context = Context::load(&request.context, &request.dockerfile, &unpacked)?;
+    let runtime = session.runtime()?;
+    let insecure = request.cache_from.iter().filter_map(|from| match from {
+        CacheFrom::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
+        _ => None,
+    });
+    let client = crate::registry::insecure(crate::registry::client(&session.places)?, insecure);
+    let client = Rc::new(client);
+    let secrets = secrets(request)?;
+    let agents: BTreeMap<String, PathBuf> =
+        request.ssh.iter().filter_map(|(id, paths)| Some((id.clone(), paths.first()?.clone()))).collect();
+    let access = Access {
+        secrets: secrets.clone(),
+        ssh_agent: agents.get("default").cloned(),
+        proxies: crate::environment::proxies(|name| std::env::var(name).ok()),
+    };
+    let remotes = Rc::new(Remotes::new(root.clone(), client.clone(), access));
+    let fetcher = Fetcher { root: &root, remotes: &remotes, runtime: &runtime };
+    let keep_git_dir = request.flag_arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR")?;
+    let context = Context::load(&request.context, &request.dockerfile, keep_git_dir, &unpacked, &fetcher)?;
     super::call::report_syntax(&context, request.call)?;
     let parsed = Parsed::new(&context, request)?;
-    session.runtime()?.block_on(async {
+    runtime.block_on(async {
         let id = journal::new_id();
         let build = Build {
             session,
@@ -83,6 +103,10 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             parsed: &parsed,
             journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(request, &id))),
             id,
+            client,
+            remotes: remotes.clone(),
+            secrets,
+            agents,
             began: seconds_now(),
             digest: RefCell::default(),
             images: RefCell::default(),
@@ -103,6 +127,10 @@ struct Build<'a> {
     root: &'a Root,
     context: &'a Context,
     parsed: &'a Parsed,
+    client: Rc<Client>,
+    remotes: Rc<Remotes>,
+    secrets: BTreeMap<String, Secret>,
+    agents: BTreeMap<String, PathBuf>,
     /// Its name, in metadata and for `rbuild logs`.
     id: String,
     /// When it began, seconds since the epoch.
@@ -138,14 +166,9 @@ impl From<Failure> for Stopped {
 
 impl Build<'_> {
     async fn run(&self, cancel: Cancel) -> Result<(), Failure> {
-        let contexts = named_contexts(self.request)?;
+        let contexts = named_contexts(&self.request.build_contexts)?;
         let policy = if self.request.pull { Policy::Newest } else { Policy::Missing };
-        let insecure = self.request.cache_from.iter().filter_map(|from| match from {
-            CacheFrom::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
-            _ => None,
-        });
-        let client = crate::registry::insecure(crate::registry::client(&self.session.places)?, insecure);
-        let client = Rc::new(client);
+        let client = self.client.clone();
         let images = Rc::new(Images::new(self.root.clone(), client.clone(), policy));
         let mut platforms: Vec<Option<Platform>> = self.request.platforms.iter().cloned().map(Some).collect();
         if platforms.is_empty() {
@@ -456,26 +479,14 @@ impl Build<'_> {
         if let Some(directory) = &self.context.directory {
             directories.insert("context".to_owned(), directory.clone());
         }
-        let mut secrets = BTreeMap::new();
-        for (id, source) in &self.request.secrets {
-            let value = match source {
-                SecretSource::File(path) => std::fs::read(path).map_err(|error| {
-                    Failure::usage(format!("could not read secret {id} from {}: {error}", path.display()))
-                })?,
-                SecretSource::Env(name) => std::env::var_os(name).unwrap_or_default().into_encoded_bytes(),
-            };
-            secrets.insert(id.clone(), Secret::new(value));
-        }
-        let agents =
-            self.request.ssh.iter().filter_map(|(id, paths)| Some((id.clone(), paths.first()?.clone())));
         Ok(Options {
             contexts: directories,
-            secrets,
-            agents: agents.collect(),
+            secrets: self.secrets.clone(),
+            agents: self.agents.clone(),
             default_network: Network::Host,
             // Layers in the cache have the times they were made with: `export::retime` cuts them.
             epoch: None,
-            git: GitAuth::default(),
+            remotes: self.remotes.clone(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             no_steps: self.session.no_steps.clone(),
             elsewhere: None,
@@ -484,8 +495,7 @@ impl Build<'_> {
 
     /// What tells this build's steps from those of other Dockerfiles.
     fn scope(&self, platform: &Platform) -> String {
-        let directory = self.context.directory.as_deref().map(|path| path.display().to_string());
-        format!("{} {} {platform}", directory.unwrap_or_default(), self.parsed.name)
+        format!("{} {} {platform}", self.context.origin, self.parsed.name)
     }
 
     fn stopped(
@@ -679,44 +689,19 @@ fn asked_for(definition: &Definition, context: VertexId, error: &WorkerError) ->
     definition.users(context).filter(names).find_map(|user| definition.vertex(user).metadata.span)
 }
 
-/// `--build-context`
-fn named_contexts(request: &BuildRequest) -> Result<NamedContexts, Failure> {
-    let mut contexts = NamedContexts::default();
-    for (name, value) in &request.build_contexts {
-        let described = match value.split_once("://") {
-            Some(("docker-image", reference)) => NamedContext::Image(reference.parse().map_err(|error| {
-                Failure::usage(format!("invalid --build-context {name}={value}: {error}"))
-            })?),
-            Some(("target", stage)) => NamedContext::Stage(stage.to_owned()),
-            Some((scheme, _)) => {
-                return Err(Failure::usage(format!(
-                    "--build-context {name}={value}: {scheme}:// is not supported yet"
-                )));
-            }
-            None => match value.strip_prefix("target:") {
-                Some(stage) => NamedContext::Stage(stage.to_owned()),
-                None => {
-                    let path = PathBuf::from(value);
-                    let path = path.canonicalize().map_err(|error| {
-                        Failure::new(
-                            Class::Dockerfile,
-                            format!("could not open context {name}={value}: {error}"),
-                        )
-                    })?;
-                    let ignore = match std::fs::read(path.join(".dockerignore")) {
-                        Ok(text) => {
-                            frontend::ignore::parse(&text).into_iter().map(|(_, pattern)| pattern).collect()
-                        }
-                        Err(_) => Vec::new(),
-                    };
-                    contexts.directories.insert(name.clone(), path);
-                    NamedContext::Local { ignore }
-                }
-            },
+/// The values of `--secret`.
+fn secrets(request: &BuildRequest) -> Result<BTreeMap<String, Secret>, Failure> {
+    let mut secrets = BTreeMap::new();
+    for (id, source) in &request.secrets {
+        let value = match source {
+            SecretSource::File(path) => std::fs::read(path).map_err(|error| {
+                Failure::usage(format!("could not read secret {id} from {}: {error}", path.display()))
+            })?,
+            SecretSource::Env(name) => std::env::var_os(name).unwrap_or_default().into_encoded_bytes(),
         };
-        contexts.described.insert(name.clone(), described);
+        secrets.insert(id.clone(), Secret::new(value));
     }
-    Ok(contexts)
+    Ok(secrets)
 }
 
 /// Where archives of this build are unpacked: work directories of the root, which go when the build ends.

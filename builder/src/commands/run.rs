@@ -15,8 +15,8 @@ use worker::container::{Bind, Spec};
 use worker::exec::interactive::{Container, Io, RunError, run_container};
 use worker::exec::{Network, SpawnError, Status};
 use worker::isolate::network::Publish;
-use worker::source::git::GitAuth;
 use worker::source::image::pull;
+use worker::source::remote::{Access, Remotes};
 use worker::source::resolve::{Images, Policy};
 use worker::{Options, Worker};
 
@@ -65,7 +65,7 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
         agents: Default::default(),
         default_network: spec.network,
         epoch: None,
-        git: GitAuth::default(),
+        remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         elsewhere: None,
         no_steps: session.no_steps.clone(),

@@ -7,6 +7,7 @@ use solver::{Input, Op, VertexId};
 
 use crate::ast::{Copy, CopySource, Heredoc, Instruction, Span};
 use crate::diagnostic::Diagnostic;
+use crate::download::{file_name, is_http};
 use crate::expand;
 use crate::git::GitUrl;
 
@@ -297,7 +298,7 @@ impl StageBuilder<'_, '_> {
         Ok(Some(Source::Http {
             url: written.to_owned(),
             checksum,
-            filename: file_name(written),
+            filename: file_name(written).unwrap_or_else(|| UNNAMED.to_owned()),
             mode: None,
             owner: None,
         }))
@@ -380,21 +381,6 @@ fn check_pivot(written: &str, span: Span) -> Result<(), Diagnostic> {
     }
 }
 
-fn is_http(source: &str) -> bool {
-    source.starts_with("http://") || source.starts_with("https://")
-}
-
-/// The last part of a URL's path.
-fn file_name(url: &str) -> String {
-    let (_, rest) = url.split_once("://").unwrap_or(("", url));
-    let rest = rest.split(['?', '#']).next().unwrap_or(rest);
-    let path = rest.split_once('/').map_or("", |(_, path)| path);
-    match path::base(path) {
-        "." | "/" | ".." => UNNAMED.to_owned(),
-        name => name.to_owned(),
-    }
-}
-
 pub(super) fn owner(chown: &str) -> Owner {
     let (user, group) = match chown.split_once(':') {
         Some((user, group)) => (user, (!group.is_empty()).then(|| group.to_owned())),
@@ -408,23 +394,5 @@ fn check_checksum(sources: &[(String, Span)]) -> Result<(), String> {
         [(source, _)] if is_http(source) || GitUrl::parse(source).is_some() => Ok(()),
         [_] => Err("checksum requires HTTP(S) or Git sources".to_owned()),
         _ => Err("checksum can't be specified for multiple sources".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn downloads_are_named_after_their_path() {
-        for (url, name) in [
-            ("http://h/a/b.tar?x=/y", "b.tar"),
-            ("http://h/a/", "a"),
-            ("http://h/", UNNAMED),
-            ("http://h", UNNAMED),
-            ("https://h?q", UNNAMED),
-        ] {
-            assert_eq!(file_name(url), name, "{url}");
-        }
     }
 }

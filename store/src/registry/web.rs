@@ -146,7 +146,7 @@ pub enum Fetched {
     /// The file is still the one that the validators were of.
     NotModified,
     /// The file, on its way.
-    Body(WebStream),
+    Body(Box<WebStream>),
 }
 
 /// What a [`WebStream`] gives.
@@ -199,7 +199,7 @@ impl Client {
         };
         match stream.open().await? {
             Opened::NotModified => Ok(Fetched::NotModified),
-            Opened::Resumed | Opened::Begun => Ok(Fetched::Body(stream)),
+            Opened::Resumed | Opened::Begun => Ok(Fetched::Body(Box::new(stream))),
         }
     }
 }

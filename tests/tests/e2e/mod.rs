@@ -9,4 +9,5 @@ mod login;
 mod multi_platform;
 mod prune;
 mod reproducible;
+mod sources;
 mod static_hello;

@@ -351,8 +351,10 @@ fn add_mount(
         (MountKind::Bind { input: None, writable, .. }, Given::Nothing) => {
             (Source::Tmpfs { size: None }, !writable)
         }
-        (MountKind::Cache { source, readonly, .. }, Given::Cache(path)) => {
+        (MountKind::Cache { source, input, readonly, .. }, Given::Cache(path)) => {
             let root = Root::Directory { path, readonly: false };
+            // One that was filled holds what `source` was, and no more.
+            let source = if input.is_some() { "/" } else { source };
             (Source::Files { root, path: or_root(source) }, *readonly)
         }
         (MountKind::Tmpfs { size }, Given::Nothing) => (Source::Tmpfs { size: *size }, false),

@@ -6,10 +6,12 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use tokio::process::Command;
 
 /// What to fetch.
 #[derive(Clone, Debug)]
@@ -31,10 +33,12 @@ pub struct Git<'a> {
 /// How to log in. Never shown, never in a key.
 #[derive(Clone, Default)]
 pub struct GitAuth {
-    /// Value of an `Authorization` header for https remotes.
+    /// Value of an `Authorization` header for an http(s) remote; its submodules on other hosts do not get it.
     pub header: Option<String>,
     /// Socket of an SSH agent.
     pub ssh_agent: Option<PathBuf>,
+    /// Proxies, as variables.
+    pub proxies: Vec<(String, String)>,
 }
 
 impl fmt::Debug for GitAuth {
@@ -119,11 +123,11 @@ pub enum GitError {
 
 impl Git<'_> {
     /// The commit that the reference means now. Asks the remote unless the reference is a full commit id.
-    pub fn resolve(&self, auth: &GitAuth) -> Result<Commit, GitError> {
+    pub async fn resolve(&self, auth: &GitAuth) -> Result<Commit, GitError> {
         self.check_words()?;
         let commit = match self.reference.map(Commit::parse) {
             Some(Some(commit)) => commit,
-            _ => self.ask_remote(auth)?,
+            _ => self.ask_remote(auth).await?,
         };
         match self.checksum {
             Some(expected) if !commit.0.starts_with(expected) || expected.len() < 7 => {
@@ -134,41 +138,63 @@ impl Git<'_> {
     }
 
     /// Checks `commit` out below `directory`, which is empty, and returns the directory that is the source's root.
-    pub fn checkout(&self, commit: &Commit, auth: &GitAuth, directory: &Path) -> Result<PathBuf, GitError> {
+    ///
+    /// The same commit always gives the same files: modes are 0644 or 0755, times those of the commit.
+    pub async fn checkout(
+        &self,
+        commit: &Commit,
+        auth: &GitAuth,
+        directory: &Path,
+    ) -> Result<PathBuf, GitError> {
         self.check_words()?;
         let repository = directory.join("repository");
         fs::create_dir(&repository).map_err(|source| GitError::Io { path: repository.clone(), source })?;
-        let git = |what, args: &[&str]| self.run(what, auth, Some(&repository), args).map(drop);
-        git("initialise a repository for", &["-c", "init.defaultBranch=main", "init", "--quiet"])?;
-        git("prepare", &["remote", "add", "origin", "--", self.remote])?;
-        // Most servers give any reachable commit; others only what a ref names.
-        let by_commit = ["fetch", "--quiet", "--depth=1", "--no-tags", "origin", "--", &commit.0];
-        if git("fetch", &by_commit).is_err() {
-            let reference = self.reference.unwrap_or("HEAD");
-            let by_ref = ["fetch", "--quiet", "--depth=1", "--no-tags", "origin", "--", reference];
-            let has =
-                |commit: &Commit| git("look into", &["cat-file", "-e", &format!("{}^{{commit}}", commit.0)]);
-            if git("fetch", &by_ref).and_then(|()| has(commit)).is_err() {
-                let all =
-                    ["fetch", "--quiet", "--tags", "origin", "--", "+refs/heads/*:refs/remotes/origin/*"];
-                git("fetch", &all)?;
-                has(commit)?;
-            }
-        }
-        git("check out", &["checkout", "--quiet", "--force", "--detach", &commit.0])?;
+        let git = async |what, args: &[&str]| self.run(what, auth, Some(&repository), args).await;
+        git("initialise a repository for", &["-c", "init.defaultBranch=main", "init", "--quiet"]).await?;
+        git("prepare", &["remote", "add", "origin", "--", self.remote]).await?;
+        self.fetch(commit, &git).await?;
+        git("check out", &["checkout", "--quiet", "--force", "--detach", &commit.0]).await?;
         if self.submodules && repository.join(".gitmodules").is_file() {
-            git(
-                "fetch submodules of",
-                &["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"],
-            )?;
+            let update = ["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"];
+            git("fetch submodules of", &update).await?;
         }
+        let time = git("look into", &["show", "--no-patch", "--format=%ct", &commit.0]).await?;
+        let time = time.trim().parse().unwrap_or(0);
         let root = self.subdirectory(&repository)?;
         if self.keep_git_dir {
-            self.scrub(&repository, auth)?;
+            self.scrub(&repository, auth).await?;
         } else {
             remove_git_dirs(&repository)?;
         }
+        normalise(&root, time)?;
         Ok(root)
+    }
+
+    /// Fetches as little as the server lets us: the commit, else what its reference names, else all branches and tags.
+    async fn fetch(
+        &self,
+        commit: &Commit,
+        git: &impl AsyncFn(&'static str, &[&str]) -> Result<String, GitError>,
+    ) -> Result<(), GitError> {
+        let by_commit = ["fetch", "--quiet", "--depth=1", "--no-tags", "origin", "--", &commit.0];
+        if git("fetch", &by_commit).await.is_ok() {
+            return Ok(());
+        }
+        let reference = self.reference.unwrap_or("HEAD");
+        let object = format!("{}^{{commit}}", commit.0);
+        let has = ["cat-file", "-e", &object];
+        let by_ref = ["fetch", "--quiet", "--depth=1", "--no-tags", "origin", "--", reference];
+        if git("fetch", &by_ref).await.is_ok() && git("look into", &has).await.is_ok() {
+            return Ok(());
+        }
+        let all = ["fetch", "--quiet", "--tags", "origin", "--", "+refs/heads/*:refs/remotes/origin/*"];
+        git("fetch", &all).await?;
+        match git("look into", &has).await {
+            Err(GitError::Failed { .. }) => {
+                Err(GitError::NoRef { remote: redacted(self.remote), reference: commit.0.clone() })
+            }
+            result => result.map(drop),
+        }
     }
 
     fn check_words(&self) -> Result<(), GitError> {
@@ -181,9 +207,9 @@ impl Git<'_> {
         Ok(())
     }
 
-    fn ask_remote(&self, auth: &GitAuth) -> Result<Commit, GitError> {
+    async fn ask_remote(&self, auth: &GitAuth) -> Result<Commit, GitError> {
         let reference = self.reference.unwrap_or("HEAD");
-        let listing = self.run("list the refs of", auth, None, &["ls-remote", "--", self.remote])?;
+        let listing = self.run("list the refs of", auth, None, &["ls-remote", "--", self.remote]).await?;
         find_ref(&listing, reference)
             .ok_or_else(|| GitError::NoRef { remote: redacted(self.remote), reference: reference.to_owned() })
     }
@@ -210,16 +236,16 @@ impl Git<'_> {
     }
 
     /// Takes credentials and traces of the fetch out of a `.git` that is kept.
-    fn scrub(&self, repository: &Path, auth: &GitAuth) -> Result<(), GitError> {
+    async fn scrub(&self, repository: &Path, auth: &GitAuth) -> Result<(), GitError> {
         let url = redacted(self.remote);
-        self.run("clean", auth, Some(repository), &["remote", "set-url", "origin", "--", &url])?;
+        self.run("clean", auth, Some(repository), &["remote", "set-url", "origin", "--", &url]).await?;
         for name in ["FETCH_HEAD", "ORIG_HEAD", "logs", "hooks"] {
             remove(&repository.join(".git").join(name))?;
         }
         Ok(())
     }
 
-    fn run(
+    async fn run(
         &self,
         what: &'static str,
         auth: &GitAuth,
@@ -247,12 +273,15 @@ impl Git<'_> {
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_ASKPASS", "/bin/false")
             .env("GIT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes")
-            .stdin(Stdio::null());
+            .envs(auth.proxies.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            // A build that is given up leaves no transfer behind.
+            .kill_on_drop(true);
         // Configuration by variable: arguments would show the header to every user of the machine.
-        if let Some(header) = &auth.header {
+        if let (Some(header), Some(origin)) = (&auth.header, origin(self.remote)) {
             command
                 .env("GIT_CONFIG_COUNT", "1")
-                .env("GIT_CONFIG_KEY_0", "http.extraheader")
+                .env("GIT_CONFIG_KEY_0", format!("http.{origin}/.extraheader"))
                 .env("GIT_CONFIG_VALUE_0", format!("Authorization: {header}"));
         }
         if let Some(agent) = &auth.ssh_agent {
@@ -262,7 +291,7 @@ impl Git<'_> {
             Some(dir) => command.current_dir(dir),
             None => command.current_dir("/"),
         };
-        let output = command.output().map_err(GitError::Program)?;
+        let output = command.output().await.map_err(GitError::Program)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -292,6 +321,43 @@ fn redacted(url: &str) -> String {
         }
         None => url.to_owned(),
     }
+}
+
+/// Scheme and host of an http(s) URL.
+fn origin(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
+    let host = rest.split('/').next().unwrap_or(rest);
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    Some(format!("{scheme}://{host}"))
+}
+
+/// Gives everything below `root` the time `seconds`, and modes that do not depend on who checked it out.
+fn normalise(root: &Path, seconds: i64) -> Result<(), GitError> {
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    let mut paths = vec![root.to_owned()];
+    let mut next = 0;
+    while let Some(path) = paths.get(next).cloned() {
+        next += 1;
+        let error = |source| GitError::Io { path: path.clone(), source };
+        let metadata = fs::symlink_metadata(&path).map_err(error)?;
+        let mode = match metadata.permissions().mode() {
+            _ if metadata.is_dir() => 0o755,
+            mode if mode & 0o100 != 0 => 0o755,
+            _ => 0o644,
+        };
+        if !metadata.is_symlink() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(error)?;
+        }
+        if metadata.is_dir() {
+            for entry in fs::read_dir(&path).map_err(error)? {
+                paths.push(entry.map_err(error)?.path());
+            }
+        }
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| error(errno.into()))?;
+    }
+    Ok(())
 }
 
 /// Removes `.git` of the repository and the `.git` files or directories of its submodules.
@@ -325,8 +391,13 @@ fn remove(path: &Path) -> Result<(), GitError> {
 mod tests {
     use super::*;
 
+    fn block<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
     fn sh(dir: &Path, script: &str) -> String {
-        let output = Command::new("sh").arg("-euc").arg(script).current_dir(dir).output().unwrap();
+        let output =
+            std::process::Command::new("sh").arg("-euc").arg(script).current_dir(dir).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
@@ -351,7 +422,8 @@ mod tests {
         let auth = GitAuth::default();
         let head = sh(dir.path(), "git rev-parse main");
         let v1 = sh(dir.path(), "git rev-parse 'v1^{commit}'");
-        let resolve = |reference| Git { reference, ..source(&remote) }.resolve(&auth).map(|commit| commit.0);
+        let resolve =
+            |reference| block(Git { reference, ..source(&remote) }.resolve(&auth)).map(|commit| commit.0);
         assert_eq!(resolve(None).unwrap(), head);
         assert_eq!(resolve(Some("v1")).unwrap(), v1);
         assert_eq!(resolve(Some("side")).unwrap(), v1);
@@ -360,9 +432,18 @@ mod tests {
         for (reference, content) in [("v1", "1\n"), ("main", "2\n"), (v1.as_str(), "1\n")] {
             let out = tempfile::tempdir().unwrap();
             let git = Git { reference: Some(reference), subdir: Some("app"), ..source(&remote) };
-            let root = git.checkout(&git.resolve(&auth).unwrap(), &auth, out.path()).unwrap();
+            let root =
+                block(async { git.checkout(&git.resolve(&auth).await.unwrap(), &auth, out.path()).await })
+                    .unwrap();
             assert_eq!(fs::read_to_string(root.join("x")).unwrap(), content);
             assert!(!out.path().join("repository/.git").exists());
+            let metadata = fs::metadata(root.join("x")).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o7777, 0o644);
+            let time = sh(dir.path(), &format!("git show -s --format=%ct '{reference}^{{commit}}'"));
+            assert_eq!(
+                std::os::unix::fs::MetadataExt::mtime(&metadata).to_string(),
+                time.lines().last().unwrap()
+            );
         }
     }
 
@@ -371,9 +452,9 @@ mod tests {
         let (dir, remote) = repository();
         let head = sh(dir.path(), "git rev-parse main");
         let auth = GitAuth::default();
-        assert!(Git { checksum: Some(&head[..12]), ..source(&remote) }.resolve(&auth).is_ok());
+        assert!(block(Git { checksum: Some(&head[..12]), ..source(&remote) }.resolve(&auth)).is_ok());
         let wrong = Git { checksum: Some("0123456789ab"), ..source(&remote) };
-        assert!(matches!(wrong.resolve(&auth), Err(GitError::Checksum { .. })));
+        assert!(matches!(block(wrong.resolve(&auth)), Err(GitError::Checksum { .. })));
     }
 
     #[test]
@@ -382,9 +463,10 @@ mod tests {
         let auth = GitAuth::default();
         let marker = tempfile::tempdir().unwrap();
         let evil = format!("--upload-pack=touch {}/x", marker.path().display());
-        assert!(Git { reference: Some(&evil), ..source(&remote) }.resolve(&auth).is_err());
-        assert!(source(&format!("ext::sh -c touch% {}/x", marker.path().display())).resolve(&auth).is_err());
-        assert!(source("-oProxyCommand=x").resolve(&auth).is_err());
+        assert!(block(Git { reference: Some(&evil), ..source(&remote) }.resolve(&auth)).is_err());
+        let transport = format!("ext::sh -c touch% {}/x", marker.path().display());
+        assert!(block(source(&transport).resolve(&auth)).is_err());
+        assert!(block(source("-oProxyCommand=x").resolve(&auth)).is_err());
         assert!(!marker.path().join("x").exists());
     }
 
@@ -395,7 +477,7 @@ mod tests {
         for subdir in ["evil/etc", "../..", "missing", "app/x"] {
             let out = tempfile::tempdir().unwrap();
             let git = Git { subdir: Some(subdir), ..source(&remote) };
-            let result = git.checkout(&git.resolve(&auth).unwrap(), &auth, out.path());
+            let result = block(async { git.checkout(&git.resolve(&auth).await?, &auth, out.path()).await });
             assert!(matches!(result, Err(GitError::Subdir { .. })), "{subdir}");
         }
     }
@@ -404,7 +486,8 @@ mod tests {
     fn credentials_are_not_shown() {
         assert_eq!(redacted("https://user:secret@host/a.git?token=x"), "https://host/a.git");
         assert!(
-            !format!("{:?}", GitAuth { header: Some("secret".into()), ssh_agent: None }).contains("secret")
+            !format!("{:?}", GitAuth { header: Some("secret".into()), ..GitAuth::default() })
+                .contains("secret")
         );
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::mpsc as blocking;
 use std::thread;
 
@@ -16,6 +17,7 @@ use futures::future::try_join_all;
 use image::digest::Verified;
 use image::manifest::media_type;
 use image::{DiffId, Reference};
+use store::archive::{ArchiveError, Files};
 use store::compress::Decoder;
 use store::error::StoreError;
 use store::layer::LayerBlob;
@@ -31,6 +33,9 @@ const BUFFERS: usize = 4;
 const BUFFER: usize = 512 << 10;
 /// How often a blob is fetched if it arrives damaged.
 const FETCHES: usize = 2;
+
+/// What stands for the registry in the location of a layer that is in an OCI layout; its repository is the directory.
+pub(crate) const OCI_LAYOUT: &str = "oci-layout";
 
 /// A layer that could not be got.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +62,16 @@ pub enum PullError {
         from: String,
         /// Why.
         source: Box<StoreError>,
+    },
+    /// The OCI layout that should have it did not give it.
+    #[error("could not read layer {diff_id} of OCI layout {path}: {source}")]
+    Layout {
+        /// Which layer.
+        diff_id: DiffId,
+        /// The directory.
+        path: String,
+        /// Why.
+        source: Box<ArchiveError>,
     },
     /// A layer that its publisher does not allow to be redistributed; its URLs are not followed.
     #[error(
@@ -85,7 +100,7 @@ impl PullError {
     /// Whether the trouble is with who should have the layer, not with this host.
     pub fn is_elsewhere(&self) -> bool {
         match self {
-            Self::Unknown(_) | Self::Registry { .. } | Self::Foreign { .. } => true,
+            Self::Unknown(_) | Self::Registry { .. } | Self::Layout { .. } | Self::Foreign { .. } => true,
             Self::Store { source, .. } => is_rejected(source),
             Self::Here(source) => is_rejected(source),
             Self::Thread { .. } => false,
@@ -132,11 +147,16 @@ pub async fn pull_layer(
     for blob in layers.blobs_of(&diff_id)? {
         if root.blobs().contains(&blob.digest)? {
             let work = Work::new(root, diff_id, &blob)?;
-            return work.read_store(root, &blob).await;
+            return work.read(root.blobs().open(&blob.digest)?, &blob).await;
         }
         for (registry, repository) in layers.locations(&blob.digest)? {
             let from = Reference { registry, repository, tag: None, digest: None };
-            match pull_blob(root, client, diff_id, &blob, &from, &progress).await {
+            let pulled = if from.registry == OCI_LAYOUT {
+                read_layout(root, diff_id, &blob, &from.repository).await
+            } else {
+                pull_blob(root, client, diff_id, &blob, &from, &progress).await
+            };
+            match pulled {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     if matches!(&error, PullError::Registry { source, .. } if source.class() == Class::NotFound)
@@ -155,6 +175,15 @@ pub async fn pull_layer(
         }
     }
     Err(failure.unwrap_or(PullError::Unknown(diff_id)))
+}
+
+/// A layer in an OCI layout of this host.
+async fn read_layout(root: &Root, diff_id: DiffId, blob: &LayerBlob, path: &str) -> Result<(), PullError> {
+    let failed = |source| PullError::Layout { diff_id, path: path.to_owned(), source: Box::new(source) };
+    let files = Files::open(root, Path::new(path)).map_err(failed)?;
+    let found = files.blob(&blob.descriptor()).map_err(failed)?;
+    let file = found.ok_or_else(|| failed(ArchiveError::Missing(blob.digest.to_string())))?;
+    Work::new(root, diff_id, blob)?.read(file, blob).await
 }
 
 async fn pull_blob(
@@ -219,10 +248,9 @@ impl Work {
         Ok(Self { chunks, done })
     }
 
-    /// Feeds the threads from a blob of the store.
-    async fn read_store(self, root: &Root, blob: &LayerBlob) -> Result<(), PullError> {
+    /// Feeds the threads from a file of this host.
+    async fn read(self, mut file: impl Read + Send + 'static, blob: &LayerBlob) -> Result<(), PullError> {
         let Self { chunks, done } = self;
-        let mut file = root.blobs().open(&blob.digest)?;
         // The file is local, so a pool job can read it; if the threads end early, they say why.
         let read = store::pool::spawn(move || -> io::Result<()> {
             let mut buffer = vec![0; 256 << 10];

@@ -5,17 +5,21 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::Path;
 use std::rc::Rc;
 
 use image::manifest::Document;
-use image::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
+use image::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference};
 use solver::op::Source;
+use store::archive::{ArchiveError, OciLayout};
 use store::compress::Algorithm;
 use store::error::StoreError;
 use store::layer::LayerBlob;
 use store::registry::{Client, RegistryError};
 use store::root::Root;
 use store::tag::layers_of;
+
+use super::image::OCI_LAYOUT;
 
 /// The largest image config that is read, bytes.
 const MAX_CONFIG: u64 = 8 << 20;
@@ -52,20 +56,20 @@ pub enum ImageError {
     #[error("could not resolve image {reference}: {source}", reference = reference.familiar())]
     Registry {
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why.
         source: Box<RegistryError>,
     },
     /// There is no such image here, and no registry is to be asked.
     #[error("there is no image {} on this host", .0.familiar())]
-    NotHere(Reference),
+    NotHere(Box<Reference>),
     /// It is for other platforms.
     #[error("image {reference} has no manifest for {platform}; it has {available}", reference = reference.familiar())]
     Platform {
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// What was wanted.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What there is.
         available: String,
     },
@@ -73,13 +77,29 @@ pub enum ImageError {
     #[error("could not read the config of image {reference}: {source}", reference = reference.familiar())]
     Config {
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why.
         source: serde_json::Error,
     },
     /// An index in an index.
     #[error("could not use image {}: its index leads to another index", .0.familiar())]
-    Nested(Reference),
+    Nested(Box<Reference>),
+    /// An OCI layout that cannot be read.
+    #[error("could not read OCI layout {path}: {source}")]
+    Layout {
+        /// The directory.
+        path: String,
+        /// Why.
+        source: Box<ArchiveError>,
+    },
+    /// The layout has no such image.
+    #[error("could not find an image in OCI layout {path}: {wanted}")]
+    NotInLayout {
+        /// The directory.
+        path: String,
+        /// What was looked for.
+        wanted: String,
+    },
     /// A source that is no image, which is a bug.
     #[error("internal error: the source is not an image")]
     NotImage,
@@ -123,6 +143,14 @@ impl Images {
     pub async fn find_source(&self, source: &Source) -> Result<Rc<Found>, ImageError> {
         match source {
             Source::Image { reference, platform } => self.find(reference, platform).await,
+            Source::OciLayout { path, tag, digest, platform } => {
+                if let Some(found) = self.found.borrow().get(source) {
+                    return Ok(found.clone());
+                }
+                let found = Rc::new(self.read_layout(path, tag.as_deref(), digest.as_ref(), platform)?);
+                self.found.borrow_mut().insert(source.clone(), found.clone());
+                Ok(found)
+            }
             _ => Err(ImageError::NotImage),
         }
     }
@@ -134,13 +162,13 @@ impl Images {
             return Ok(found);
         }
         if self.policy == Policy::Never {
-            return Err(ImageError::NotHere(reference.clone()));
+            return Err(ImageError::NotHere(Box::new(reference.clone())));
         }
         match self.ask_registry(reference, platform).await {
             // An image that was only ever built here has no registry to be newer in.
-            Err(ImageError::Registry { .. }) if self.root.tags().get(reference)?.is_some() => {
-                self.look_here(reference, platform)?.ok_or_else(|| ImageError::NotHere(reference.clone()))
-            }
+            Err(ImageError::Registry { .. }) if self.root.tags().get(reference)?.is_some() => self
+                .look_here(reference, platform)?
+                .ok_or_else(|| ImageError::NotHere(Box::new(reference.clone()))),
             result => result,
         }
     }
@@ -167,35 +195,78 @@ impl Images {
         }
     }
 
+    /// An image in an OCI layout. Its layers stay there until they are needed.
+    fn read_layout(
+        &self,
+        path: &str,
+        tag: Option<&str>,
+        digest: Option<&Digest>,
+        platform: &Platform,
+    ) -> Result<Found, ImageError> {
+        let failed = |source| ImageError::Layout { path: path.to_owned(), source: Box::new(source) };
+        let damaged = |digest, source| failed(ArchiveError::Document { digest, source });
+        let layout = OciLayout::open(&self.root, Path::new(path)).map_err(failed)?;
+        let top = layout.find(tag, digest).ok_or_else(|| {
+            let wanted = match (tag, digest) {
+                (_, Some(digest)) => format!("{digest} is not there"),
+                (Some(tag), None) => format!("tag {tag:?} is not there"),
+                (None, None) => "it has several, and none is called latest".to_owned(),
+            };
+            ImageError::NotInLayout { path: path.to_owned(), wanted }
+        })?;
+        let reference = Reference {
+            registry: OCI_LAYOUT.to_owned(),
+            repository: path.to_owned(),
+            tag: tag.map(str::to_owned),
+            digest: Some(top.digest),
+        };
+        let read = |descriptor: &Descriptor| -> Result<Document, ImageError> {
+            let bytes = layout.document(descriptor).map_err(failed)?;
+            self.root.images().put_document(&descriptor.media_type, &bytes)?;
+            Document::parse(&bytes, Some(&descriptor.media_type))
+                .map_err(|source| damaged(descriptor.digest, source))
+        };
+        let (descriptor, manifest) = match read(top)? {
+            Document::Manifest(manifest) => (top.clone(), manifest),
+            Document::Index(index) => {
+                let wanted = select(&reference, &index, platform)?;
+                match read(wanted)? {
+                    Document::Manifest(manifest) => (wanted.clone(), manifest),
+                    Document::Index(_) => return Err(ImageError::Nested(Box::new(reference))),
+                }
+            }
+        };
+        let bytes = layout.document(&manifest.config).map_err(failed)?;
+        let config: ImageConfig = serde_json::from_slice(&bytes)
+            .map_err(|source| ImageError::Config { reference: Box::new(reference.clone()), source })?;
+        self.root.images().put_document(&manifest.config.media_type, &bytes)?;
+        self.remember_layers(&reference, &manifest, &config)?;
+        Ok(Found { reference, descriptor, manifest, config })
+    }
+
     async fn ask_registry(&self, reference: &Reference, platform: &Platform) -> Result<Found, ImageError> {
-        let failed = |source| ImageError::Registry { reference: reference.clone(), source: Box::new(source) };
+        let failed = |source| ImageError::Registry {
+            reference: Box::new(reference.clone()),
+            source: Box::new(source),
+        };
         let images = self.root.images();
         let top = self.client.resolve(reference).await.map_err(failed)?;
         images.put_document(&top.descriptor.media_type, &top.bytes)?;
         let (descriptor, manifest) = match top.document {
             Document::Manifest(manifest) => (top.descriptor, manifest),
             Document::Index(index) => {
-                let Some(wanted) = index.select(platform) else {
-                    let names = index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref());
-                    let names: Vec<String> =
-                        names.filter(|p| p.os != "unknown").map(ToString::to_string).collect();
-                    return Err(ImageError::Platform {
-                        reference: reference.clone(),
-                        platform: platform.clone(),
-                        available: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
-                    });
-                };
+                let wanted = select(reference, &index, platform)?;
                 let inner = self.client.resolve(&reference.by_digest(wanted.digest)).await.map_err(failed)?;
                 images.put_document(&inner.descriptor.media_type, &inner.bytes)?;
                 match inner.document {
                     Document::Manifest(manifest) => (inner.descriptor, manifest),
-                    Document::Index(_) => return Err(ImageError::Nested(reference.clone())),
+                    Document::Index(_) => return Err(ImageError::Nested(Box::new(reference.clone()))),
                 }
             }
         };
         let bytes = self.client.blob_bytes(reference, &manifest.config, MAX_CONFIG).await.map_err(failed)?;
         let config: ImageConfig = serde_json::from_slice(&bytes)
-            .map_err(|source| ImageError::Config { reference: reference.clone(), source })?;
+            .map_err(|source| ImageError::Config { reference: Box::new(reference.clone()), source })?;
         images.put_document(&manifest.config.media_type, &bytes)?;
         self.remember_layers(reference, &manifest, &config)?;
         self.pin(reference, platform, &descriptor)?;
@@ -241,6 +312,23 @@ impl Images {
         let pin = self.root.pins().get(&pin_name(reference, platform))?;
         Ok(pin.and_then(|pin| serde_json::from_slice(&pin.value).ok()))
     }
+}
+
+/// The manifest of `index` for `platform`.
+fn select<'i>(
+    reference: &Reference,
+    index: &'i Index,
+    platform: &Platform,
+) -> Result<&'i Descriptor, ImageError> {
+    index.select(platform).ok_or_else(|| {
+        let names = index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref());
+        let names: Vec<String> = names.filter(|p| p.os != "unknown").map(ToString::to_string).collect();
+        ImageError::Platform {
+            reference: Box::new(reference.clone()),
+            platform: Box::new(platform.clone()),
+            available: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
+        }
+    })
 }
 
 fn pin_name(reference: &Reference, platform: &Platform) -> String {
