@@ -4,6 +4,7 @@ pub mod base;
 pub mod docker_registry;
 pub mod env;
 pub mod registry;
+pub mod watch;
 pub mod web;
 
 pub use base::Base;

@@ -226,7 +226,10 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
         .map(|(index, mount)| prepare_mount(plan, ids, index, mount))
         .collect::<Result<_, _>>()?;
     let have = rustix::thread::capabilities(None).map_err(SpawnError::Prepare)?.permitted;
-    let groups = groups.iter().copied().filter(|gid| ids.has_group(*gid)).map(Gid::from_raw).collect();
+    // The own group is a supplementary one, too: else a set-group-ID program could leave it, and what is closed to the
+    // group would be open.
+    let others = groups.iter().copied().filter(|other| other != gid && ids.has_group(*other));
+    let groups = std::iter::once(*gid).chain(others).map(Gid::from_raw).collect();
     Ok(Setup {
         parent: None,
         report: None,
