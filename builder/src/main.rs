@@ -35,7 +35,7 @@ use cli::{Command, ParseError};
 use commands::Session;
 use config::Config;
 use environment::Places;
-use failure::Failure;
+use failure::{Failure, OrFail as _};
 
 fn main() -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             // While there is one thread: later the kernel refuses. What needs no other ids than the user's own works
             // without.
             let no_steps = match &cli.command {
-                Command::Completion(_) => None,
+                Command::Completion(_) | Command::Man(_) => None,
                 _ => worker::isolate::userns::enter().err().map(|obstacle| obstacle.to_string()),
             };
             let session = Session { places, config, epoch, no_steps, ci, opened: OnceCell::new() };
@@ -112,6 +112,7 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Builds(args) => commands::builds::builds(session, &args),
         Command::Logs(args) => commands::builds::logs(session, &args),
         Command::Index(args) => commands::index::index(session, &args),
+        Command::Man(args) => cli::docs::man_pages(&args.dir).or_fail(failure::Class::Usage),
         Command::Completion(args) => commands::completion(&args),
         Command::InternalSync(args) => sync::run(&session.places.root, &args.epoch),
     }

@@ -3,6 +3,7 @@
 mod build;
 mod builds;
 pub(crate) mod defaults;
+pub(crate) mod docs;
 mod image;
 mod index;
 mod run;
@@ -91,6 +92,9 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Say what this host can do, and what is missing
     Doctor(DoctorArgs),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(docs::ManArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Wait until what was written is on disk
@@ -100,8 +104,10 @@ pub(crate) enum Command {
 
 /// The whole command line, as clap knows it.
 pub(crate) fn command() -> clap::Command {
-    let switches = |command: clap::Command| command.mut_args(defaults::with_values);
-    Cli::command().mut_subcommand("build", switches).mut_subcommand("verify", switches)
+    Cli::command().mut_subcommands(|command| match command.get_name() {
+        "build" | "verify" => command.mut_args(defaults::with_values),
+        _ => command,
+    })
 }
 
 /// What a command that has written something leaves behind.

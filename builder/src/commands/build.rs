@@ -624,7 +624,14 @@ impl Build<'_> {
 
     /// What was found in the Dockerfile, at the end, where it is seen.
     fn warn(&self, findings: &[Diagnostic]) {
-        if self.request.quiet || self.request.progress == Mode::RawJson {
+        if self.request.quiet {
+            return;
+        }
+        if self.request.progress == Mode::RawJson {
+            let lines = findings.iter().map(|finding| {
+                crate::progress::rawjson::warning(finding, &self.parsed.name, &self.parsed.text)
+            });
+            super::eprint(&lines.collect::<String>());
             return;
         }
         if let Some(summary) = self.parsed.report(findings, None).summary(self.request.debug) {

@@ -5,7 +5,7 @@
 
 mod model;
 mod plain;
-mod rawjson;
+pub(crate) mod rawjson;
 mod text;
 mod tty;
 

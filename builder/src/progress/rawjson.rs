@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use frontend::Diagnostic;
+use frontend::text::LineIndex;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::model::{Model, State, StepId, What};
 
@@ -114,6 +117,33 @@ pub(crate) fn line(
     out.push('\n');
 }
 
+/// A finding of the linter, in the form of BuildKit's `VertexWarning`. `text` is the Dockerfile, called `name`.
+pub(crate) fn warning(finding: &Diagnostic, name: &str, text: &str) -> String {
+    let encode = |text: &str| STANDARD.encode(text);
+    let index = LineIndex::new(text);
+    let ranges: Vec<Value> = finding
+        .spans
+        .iter()
+        .map(|span| {
+            let (first, last) = index.lines(*span);
+            json!({ "start": { "line": first }, "end": { "line": last } })
+        })
+        .collect();
+    let mut warning = json!({
+        "level": 1,
+        "short": encode(&format!("{}: {}", finding.code, finding.message)),
+        "sourceInfo": { "filename": name, "data": encode(text), "language": "Dockerfile" },
+        "range": ranges,
+    });
+    if let Some(help) = &finding.help {
+        warning["detail"] = json!([encode(help)]);
+    }
+    if let Some(url) = &finding.url {
+        warning["url"] = json!(url);
+    }
+    format!("{}\n", json!({ "warnings": [warning] }))
+}
+
 #[cfg(test)]
 mod tests {
     use solver::event::Stream;
@@ -152,5 +182,23 @@ mod tests {
             format!(r#"{{"vertexes":[{{{vertex},"started":"2023-11-14T22:13:21.500000000Z","completed":"2023-11-14T22:13:22.000000000Z","error":"exit code: 1"}}]}}"#),
         ];
         assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn warnings_have_buildkits_fields() {
+        let text = "FROM a\nRUN x\n";
+        let finding = Diagnostic {
+            severity: frontend::diagnostic::Severity::Warning,
+            code: "Rule",
+            message: "what".to_owned(),
+            spans: vec![frontend::ast::Span { start: 7, end: 12 }],
+            help: None,
+            url: Some("https://u".to_owned()),
+        };
+        let value: Value = serde_json::from_str(&warning(&finding, "Dockerfile", text)).unwrap();
+        let warning = &value["warnings"][0];
+        assert_eq!(warning["short"], STANDARD.encode("Rule: what"));
+        assert_eq!(warning["range"][0]["start"]["line"], 2);
+        assert_eq!(warning["url"], "https://u");
     }
 }
