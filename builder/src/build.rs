@@ -83,6 +83,16 @@ impl Parsed {
         lint::Report::new(&self.dockerfile, &self.name, &self.text, findings, error)
     }
 
+    /// A hint for a name that was taken for an image: there is a stage that is called nearly so.
+    pub(crate) fn near_stage(&self, source: &solver::op::Source) -> Option<String> {
+        let solver::op::Source::Image { reference, .. } = source else { return None };
+        let name = reference.familiar();
+        let name = name.strip_suffix(":latest").unwrap_or(&name);
+        let stages = frontend::stages::Stages::of(&self.dockerfile);
+        let near = frontend::diagnostic::nearest(name, stages.names())?;
+        Some(format!("there is no stage {name:?}: did you mean {near}?"))
+    }
+
     /// The lines of a step that failed, as BuildKit shows them.
     pub(crate) fn excerpt(&self, span: (usize, usize)) -> String {
         excerpt(&self.name, &self.text, Span { start: span.0, end: span.1 })
@@ -193,8 +203,11 @@ pub(crate) async fn convert(
 fn unresolved(parsed: &Parsed, failed: &[(ImageRequest, ImageError)]) -> Failure {
     let mut failures = failed.iter().map(|(request, error)| {
         let failure = Failure::from_image(error);
-        let excerpt = excerpt(&parsed.name, &parsed.text, request.span);
-        failure.report(excerpt)
+        let failure = match parsed.near_stage(&request.source) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        };
+        failure.report(excerpt(&parsed.name, &parsed.text, request.span))
     });
     let mut first = failures.next().expect("something failed");
     for other in failures {

@@ -521,6 +521,12 @@ impl Build<'_> {
                     let file = &self.context.ignore_file;
                     failure = failure.hint(format!("excluded by {file} line {line}: {pattern}"));
                 }
+                if let (WorkerError::Image(_), solver::Op::Source(image)) =
+                    (&source, &converted.definition.vertex(vertex).op)
+                    && let Some(hint) = self.parsed.near_stage(image)
+                {
+                    failure = failure.hint(hint);
+                }
                 Stopped::Step { failure, excerpt }
             }
             SolveError::Cancelled => Failure::new(Class::Cancelled, "cancelled").into(),

@@ -207,7 +207,7 @@ impl StageBuilder<'_, '_> {
     ) -> op::Copy {
         let (vertex, name) = match origin {
             Some(origin) => {
-                let vertex = self.shared.origin_vertex(origin);
+                let vertex = self.shared.origin_vertex(origin, common.span);
                 (vertex.unwrap_or_else(|| self.shared.empty()), self.shared.origin_name(origin))
             }
             None => {

@@ -378,7 +378,7 @@ impl StageBuilder<'_, '_> {
         inputs: &mut Inputs,
     ) -> Option<usize> {
         let (vertex, name) = match origin {
-            Some(origin) => (self.shared.origin_vertex(origin)?, self.shared.origin_name(origin)),
+            Some(origin) => (self.shared.origin_vertex(origin, self.at)?, self.shared.origin_name(origin)),
             None if context => (self.shared.context(), "context".to_owned()),
             None => return None,
         };

@@ -87,7 +87,7 @@ pub(super) struct StageBuilder<'s, 'a> {
     done: usize,
     onbuild: bool,
     /// The instruction.
-    at: Span,
+    pub(super) at: Span,
 }
 
 impl<'a> Shared<'a> {
@@ -122,13 +122,13 @@ impl<'a> Shared<'a> {
     }
 
     /// The files an origin means; `None` if it has none.
-    pub(super) fn origin_vertex(&mut self, origin: &Origin) -> Option<VertexId> {
+    pub(super) fn origin_vertex(&mut self, origin: &Origin, at: Span) -> Option<VertexId> {
         match origin {
             Origin::Scratch => None,
             &Origin::Stage(index) => self.outputs[index].flatten(),
             Origin::Source(source) => {
                 let (source, name) = self.pinned(source);
-                Some(self.source(source, name, None))
+                Some(self.source(source, name, Some((at.start, at.end))))
             }
         }
     }
