@@ -76,19 +76,19 @@ impl Context {
         let (text, name) = match dockerfile {
             DockerfileSource::Default => {
                 let (file, name) = open_default(&directory)?;
-                own_ignore = Some(directory.join(format!("{name}.dockerignore")));
+                own_ignore = Some(OwnIgnore::Inside(format!("{name}.dockerignore")));
                 (read_text(file, &name)?, name)
             }
             DockerfileSource::Path(path) => {
                 let mut ignore = path.clone().into_os_string();
                 ignore.push(".dockerignore");
-                own_ignore = Some(ignore.into());
+                own_ignore = Some(OwnIgnore::Beside(ignore.into()));
                 read_path(path)?
             }
             DockerfileSource::Stdin => (read_text(io::stdin(), "standard input")?, "Dockerfile".to_owned()),
             DockerfileSource::Remote(url) => read_url(url, fetcher)?,
         };
-        let (ignore, ignore_file) = read_ignore(own_ignore.as_deref(), &directory)?;
+        let (ignore, ignore_file) = read_ignore(own_ignore, &directory)?;
         Ok(Self { ignore, ignore_file, ..Self::local(text, name, directory) })
     }
 
@@ -228,18 +228,31 @@ fn open_default(directory: &Path) -> Result<(File, String), Failure> {
     Err(no_dockerfile(&directory.join("Dockerfile"), &error))
 }
 
-/// Opens a file below `directory`: links that lead out of it lead nowhere.
+/// An ignore file that belongs to one Dockerfile.
+enum OwnIgnore {
+    /// Its name in the context: links do not lead out of it.
+    Inside(String),
+    /// Beside a Dockerfile that the user named.
+    Beside(PathBuf),
+}
+
+/// Opens a regular file below `directory`: links that lead out of it lead nowhere.
 fn open_inside(directory: &Path, path: &Path) -> io::Result<File> {
     let dir = rustix::fs::open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat2(
-        dir,
-        path,
-        flags,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )?;
-    Ok(fd.into())
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    regular(rustix::fs::openat2(dir, path, READ, Mode::empty(), resolve)?.into())
+}
+
+/// Opens a regular file.
+fn open(path: &Path) -> io::Result<File> {
+    regular(rustix::fs::open(path, READ, Mode::empty())?.into())
+}
+
+/// Without waiting for somebody to write to a pipe.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
 fn no_dockerfile(path: &Path, error: &io::Error) -> Failure {
@@ -263,15 +276,17 @@ fn read_text(reader: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// The ignore file beside the Dockerfile, or else the context's.
-fn read_ignore(own: Option<&Path>, directory: &Path) -> Result<(Vec<(usize, String)>, String), Failure> {
-    let context = directory.join(".dockerignore");
-    for path in own.into_iter().chain([context.as_path()]) {
-        match std::fs::read(path) {
-            Ok(text) => {
-                let name =
-                    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-                return Ok((frontend::ignore::parse(&text), name));
-            }
+fn read_ignore(own: Option<OwnIgnore>, directory: &Path) -> Result<(Vec<(usize, String)>, String), Failure> {
+    let own = own.map(|own| match own {
+        OwnIgnore::Inside(name) => (open_inside(directory, Path::new(&name)), PathBuf::from(name)),
+        OwnIgnore::Beside(path) => (open(&path), path),
+    });
+    let context = Path::new(".dockerignore");
+    let shared = std::iter::once_with(|| (open_inside(directory, context), context.to_owned()));
+    for (file, path) in own.into_iter().chain(shared) {
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        match file {
+            Ok(file) => return Ok((frontend::ignore::parse(&read_text(file, &name)?), name)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(error) => {
                 let message = format!("could not read {}: {error}", path.display());
@@ -332,5 +347,31 @@ mod tests {
         assert_eq!(open_default(dir.path()).unwrap().1, "dockerfile");
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("Dockerfile")).unwrap();
         assert_eq!(open_default(dir.path()).unwrap().1, "dockerfile");
+    }
+
+    #[test]
+    fn ignore_files_are_read_inside_the_context_and_never_waited_for() {
+        let outside = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (own, shared) = (dir.path().join("Dockerfile.dockerignore"), dir.path().join(".dockerignore"));
+        let read = || read_ignore(Some(OwnIgnore::Inside("Dockerfile.dockerignore".into())), dir.path());
+        assert_eq!(read().unwrap(), (vec![], ".dockerignore".to_owned()));
+        std::fs::write(&shared, "a\n").unwrap();
+        assert_eq!(read().unwrap(), (vec![(1, "a".to_owned())], ".dockerignore".to_owned()));
+        std::fs::write(outside.path().join("secret"), "b\n").unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), &own).unwrap();
+        assert_eq!(read().unwrap().1, ".dockerignore");
+        let beside = read_ignore(Some(OwnIgnore::Beside(own.clone())), dir.path()).unwrap();
+        assert_eq!(beside, (vec![(1, "b".to_owned())], "Dockerfile.dockerignore".to_owned()));
+        std::fs::remove_file(&shared).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &shared,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert!(read().is_err());
     }
 }

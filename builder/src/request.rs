@@ -715,7 +715,7 @@ mod tests {
         std::fs::write(&key, "secret").unwrap();
         let ssh = |text: String| request(|args| args.ssh = vec![text]).map(|request| request.ssh);
         let given = ssh(format!("x={}", socket.display())).unwrap();
-        assert_eq!(given["x"], [socket.clone()]);
+        assert_eq!(given["x"], std::slice::from_ref(&socket));
         for bad in [key.display().to_string(), "/none".to_owned(), format!("{0},{0}", socket.display())] {
             assert!(ssh(format!("default={bad}")).is_err(), "{bad}");
         }
