@@ -158,6 +158,7 @@ impl Root {
         self.take_orphans(&mut trash)?;
         drop(lock);
 
+        self.locks().sweep();
         remove_tree(&trash.dir).map_err(StoreError::io("remove", &trash.dir))?;
         if !reserve.exists() {
             make_reserve(self.path());

@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 
 use crate::error::StoreError;
 use crate::root::{Root, is_at, lock_file};
+use crate::usage::children;
 
 /// How long a waiter sleeps before it looks again: between these.
 const FIRST_WAIT: Duration = Duration::from_millis(2);
@@ -78,6 +79,19 @@ impl Locks {
         }
     }
 
+    /// Removes the files of locks that nobody has: their owners were killed.
+    pub(crate) fn sweep(&self) {
+        for path in children(&self.root.path().join("locks")) {
+            // `gc` is not a lock by key.
+            if path.file_name().is_some_and(|name| name.len() == 64)
+                && let Ok(file) = lock_file(&path, FlockOperation::NonBlockingLockExclusive)
+                && is_at(&file, &path).unwrap_or(false)
+            {
+                drop(KeyLock { path, _file: file });
+            }
+        }
+    }
+
     fn path(&self, key: &[u8]) -> PathBuf {
         self.root.path().join("locks").join(blake3::hash(key).to_hex().as_str())
     }
@@ -107,6 +121,18 @@ mod tests {
         drop(lock);
         drop(other.locks().try_lock(b"a").unwrap().unwrap());
         assert_eq!(fs::read_dir(root.path().join("locks")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn locks_of_the_dead_are_swept_and_those_of_the_living_are_not() {
+        let (_dir, root) = root();
+        let held = root.locks().try_lock(b"a").unwrap().unwrap();
+        let left = root.locks().path(b"b");
+        fs::write(&left, "").unwrap();
+        fs::write(root.path().join("locks/gc"), "").unwrap();
+        root.locks().sweep();
+        assert!(!left.exists() && held.path.exists() && root.path().join("locks/gc").exists());
+        drop(held);
     }
 
     #[test]
