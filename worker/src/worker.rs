@@ -35,6 +35,7 @@ use crate::diff::Marks;
 use crate::error::WorkerError;
 use crate::exec::{Lower, Network, Secret};
 use crate::file::{self, picks};
+use crate::isolate::limits::raise_files;
 use crate::isolate::userns::Ids;
 use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
@@ -120,7 +121,11 @@ impl Worker {
 
     /// Makes layers ready for mounting. Found out when the first step runs.
     pub(crate) fn mounter(&self) -> Arc<dyn Mounter> {
-        self.mounter.get_or_init(|| choose(&self.root, self.marks())).mounter.clone()
+        let choose = || {
+            raise_files();
+            choose(&self.root, self.marks())
+        };
+        self.mounter.get_or_init(choose).mounter.clone()
     }
 
     /// The lower layers of a snapshot whose layers are here.

@@ -23,7 +23,7 @@ use super::report::{self, Failure, Message, Phase, above_standard};
 use super::skeleton;
 use super::stub::Place;
 use super::wait::{Child, Output};
-use crate::isolate::limits::clamp;
+use crate::isolate::limits::{self, clamp};
 use crate::isolate::userns::Ids;
 use crate::isolate::{caps, cgroup, masks, seccomp};
 use crate::mount::overlay::{Overlay, OverlayError};
@@ -247,7 +247,7 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
         no_new_privileges: plan.no_new_privileges,
         filter: (!insecure).then(seccomp::default_filter),
         capabilities: if insecure { have } else { have & caps::DEFAULT },
-        limits: limits(&plan.limits),
+        limits: all_limits(&plan.limits),
         uid: Uid::from_raw(*uid),
         gid: Gid::from_raw(*gid),
         groups: ids.set_groups.then_some(groups),
@@ -257,9 +257,10 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
 }
 
 /// No core dumps, which could carry secrets to the host, unless asked for.
-fn limits(wanted: &[Limit]) -> Vec<(Resource, rustix::process::Rlimit)> {
+fn all_limits(wanted: &[Limit]) -> Vec<(Resource, rustix::process::Rlimit)> {
     let no_core = Limit { resource: Resource::Core, soft: Some(0), hard: None };
-    [no_core].iter().chain(wanted).map(|limit| (limit.resource, clamp(*limit))).collect()
+    let usual = [no_core].into_iter().chain(limits::files());
+    usual.chain(wanted.iter().copied()).map(|limit| (limit.resource, clamp(limit))).collect()
 }
 
 fn environment(plan: &Plan) -> Result<Vec<CString>, PlanError> {

@@ -1,6 +1,8 @@
 //! Resource limits: `--ulimit` text, and what of it this process may set.
 
-use rustix::process::{Resource, Rlimit, getrlimit};
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A limit on a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,24 @@ pub(crate) fn clamp(limit: Limit) -> Rlimit {
     };
     Rlimit { current: min(limit.soft), maximum: min(limit.hard) }
 }
+
+/// Lets this process open as many files as it may: every layer that is mounted in place is one, and 1024, where most
+/// hosts begin, are few for a large build. Steps have what this process had before.
+pub(crate) fn raise_files() {
+    FILES_BEFORE.get_or_init(|| {
+        let own = getrlimit(Resource::Nofile);
+        // Should it be refused, the old limit holds.
+        let _as_before = setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum });
+        own.current
+    });
+}
+
+/// The limit on open files that steps have if they ask for none, if it is not ours.
+pub(crate) fn files() -> Option<Limit> {
+    FILES_BEFORE.get().map(|soft| Limit { resource: Resource::Nofile, soft: *soft, hard: None })
+}
+
+static FILES_BEFORE: OnceLock<Option<u64>> = OnceLock::new();
 
 fn number(text: &str) -> Option<Option<u64>> {
     if matches!(text, "-1" | "unlimited") { Some(None) } else { text.parse().ok().map(Some) }
@@ -90,5 +110,15 @@ mod tests {
         let own = getrlimit(Resource::Nofile).maximum;
         let clamped = clamp(Limit { resource: Resource::Nofile, soft: None, hard: None });
         assert_eq!(clamped.maximum, own);
+    }
+
+    #[test]
+    fn files_are_raised_for_us_and_not_for_steps() {
+        let before = getrlimit(Resource::Nofile);
+        raise_files();
+        raise_files();
+        let raised = getrlimit(Resource::Nofile);
+        assert_eq!((raised.current, raised.maximum), (before.maximum, before.maximum));
+        assert_eq!(files().map(clamp).unwrap().current, before.current);
     }
 }
