@@ -61,8 +61,18 @@ impl Worker {
         context: Arc<Context>,
         cancel: &Cancel,
     ) -> Result<DiffId, WorkerError> {
-        let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all("/"))] };
         let input = Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) };
+        self.copied(input, cancel).await
+    }
+
+    /// One layer that shows what `layers` show over each other.
+    pub(crate) async fn flatten(&self, layers: &[DiffId]) -> Result<DiffId, WorkerError> {
+        self.copied(Input { tree: self.tree(layers)?, directory: None }, &Cancel::new()).await
+    }
+
+    /// All of `input` as a layer.
+    async fn copied(&self, input: Input, cancel: &Cancel) -> Result<DiffId, WorkerError> {
+        let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all("/"))] };
         Ok(self.write_layer(op, vec![input], None, cancel.clone()).await?.diff_id)
     }
 

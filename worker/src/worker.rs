@@ -47,6 +47,11 @@ use crate::source::resolve::Images;
 /// How often a transfer's progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Overlayfs takes 500 layers, that with the mount points among them. Of more than this many the lowest become one: always
+/// equally many, so that the next step, with a layer more, has the same one.
+const MOST_LAYERS: usize = 490;
+const FLATTENED: usize = 400;
+
 /// What a build gives its worker.
 #[derive(Debug)]
 pub struct Options {
@@ -84,6 +89,8 @@ pub struct Worker {
     mounter: OnceCell<Choice>,
     events: Rc<dyn Fn(Event)>,
     walks: RefCell<HashMap<(VertexId, ContentDigest), Arc<Context>>>,
+    /// Layers that stand for many.
+    flattened: RefCell<HashMap<Vec<DiffId>, DiffId>>,
 }
 
 /// A local source, and what a selector picked of it.
@@ -103,7 +110,8 @@ impl fmt::Debug for Worker {
 impl Worker {
     /// A worker for one build. Images are found through `images`; what steps print goes to `events`.
     pub fn new(root: Root, options: Options, images: Rc<Images>, events: Rc<dyn Fn(Event)>) -> Self {
-        Self { root, options, images, mounter: OnceCell::new(), events, walks: RefCell::default() }
+        let (walks, flattened) = Default::default();
+        Self { root, options, images, mounter: OnceCell::new(), events, walks, flattened }
     }
 
     pub(crate) fn root(&self) -> &Root {
@@ -129,7 +137,17 @@ impl Worker {
     }
 
     /// The lower layers of a snapshot whose layers are here.
-    pub(crate) async fn lowers(&self, layers: Vec<DiffId>) -> Result<Vec<Lower>, WorkerError> {
+    pub(crate) async fn lowers(&self, mut layers: Vec<DiffId>) -> Result<Vec<Lower>, WorkerError> {
+        while layers.len() > MOST_LAYERS {
+            let lowest = layers[..FLATTENED].to_vec();
+            let known = self.flattened.borrow().get(&lowest).copied();
+            let flat = match known {
+                Some(flat) => flat,
+                None => self.flatten(&lowest).await?,
+            };
+            self.flattened.borrow_mut().insert(lowest, flat);
+            layers.splice(..FLATTENED, [flat]);
+        }
         let mounter = self.mounter();
         Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
     }
