@@ -1,5 +1,6 @@
 //! One RUN: what the op needs is looked up, the process runs in its sandbox, and what it wrote becomes a layer.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -59,9 +60,11 @@ impl Worker {
         let tree = self.tree(&layers)?;
         let identity = self.identity(&tree, &exec.user)?;
         let mut held = Held::default();
+        let mut caches = self.caches(job, task, exec, &mut held).await?;
         let mut mounts = Vec::with_capacity(exec.mounts.len());
-        for mount in &exec.mounts {
-            mounts.push(self.given(job, task, &mount.kind, &mut held).await?);
+        for (position, mount) in exec.mounts.iter().enumerate() {
+            let cache = caches.remove(&position);
+            mounts.push(self.given(job, task, &mount.kind, cache, &mut held).await?);
         }
         prepare.end();
         let mount = timing::phase("mount", of);
@@ -153,6 +156,7 @@ impl Worker {
         job: &Job<'_>,
         task: &Task<'_>,
         mount: &MountKind,
+        cache: Option<PathBuf>,
         held: &mut Held,
     ) -> Result<Given, WorkerError> {
         match mount {
@@ -164,20 +168,7 @@ impl Worker {
                 }
                 Ok(Given::Files(exec::Root::Overlay { lowers, access: Access::ReadOnly }))
             }
-            MountKind::Cache { id, sharing, input, source, mode, uid, gid, .. } => {
-                // What a cache was filled with is part of its name: another seed is another cache.
-                let seed = match input {
-                    None => None,
-                    Some(index) => Some(self.input_digest(job, task, *index).await?),
-                };
-                let (directory, is_new) = self.cache_directory(id, seed, source, *sharing, held).await?;
-                let path = directory.path().join("files");
-                held.directories.push(directory);
-                if is_new {
-                    self.fill_cache(job, task, *input, source, &path, (*mode, *uid, *gid)).await?;
-                }
-                Ok(Given::Cache(path))
-            }
+            MountKind::Cache { .. } => Ok(cache.map_or(Given::Nothing, Given::Cache)),
             MountKind::Secret { id, .. } => Ok(self
                 .options()
                 .secrets
@@ -227,37 +218,76 @@ impl Worker {
         Ok(self.context(input, selector, &job.cancel).await?.selection.digest)
     }
 
-    /// The directory of a cache mount, and whether it has to be filled first.
+    /// The directories of a step's cache mounts, by the mounts' positions, locked as they are to be shared and filled where
+    /// they are new.
+    async fn caches(
+        &self,
+        job: &Job<'_>,
+        task: &Task<'_>,
+        exec: &op::Exec,
+        held: &mut Held,
+    ) -> Result<BTreeMap<usize, PathBuf>, WorkerError> {
+        // Sorted: steps that lock the same directories all begin with the same one, and so never wait for each other.
+        // A directory that is mounted twice is locked once, as its first mount says.
+        let mut wanted: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (position, mount) in exec.mounts.iter().enumerate() {
+            let MountKind::Cache { id, input, source, .. } = &mount.kind else { continue };
+            let name = match input {
+                None => id.clone(),
+                // What a cache was filled with is part of its name: another seed is another cache.
+                Some(index) => {
+                    let seed = self.input_digest(job, task, *index).await?;
+                    format!("{id}\0{}\0{source}", seed.hex())
+                }
+            };
+            wanted.entry(name).or_default().push(position);
+        }
+        let mut caches = BTreeMap::new();
+        for (name, positions) in wanted {
+            let MountKind::Cache { id, sharing, input, source, mode, uid, gid, .. } =
+                &exec.mounts[positions[0]].kind
+            else {
+                continue;
+            };
+            let (directory, lock) = self.cache_directory(job, &name, id, *sharing).await?;
+            let path = directory.path().join("files");
+            held.directories.push(directory);
+            if lock.is_some() && !path.exists() {
+                self.fill_cache(job, task, *input, source, &path, (*mode, *uid, *gid)).await?;
+            }
+            // What is shared is locked only while it is filled.
+            held.locks.extend(lock.filter(|_| *sharing != Sharing::Shared));
+            caches.extend(positions.into_iter().map(|position| (position, path.clone())));
+        }
+        Ok(caches)
+    }
+
+    /// The directory of a cache mount, and the lock on it: none if it is shared and there already.
     async fn cache_directory(
         &self,
-        id: &str,
-        seed: Option<ContentDigest>,
-        source: &str,
+        job: &Job<'_>,
+        name: &str,
+        description: &str,
         sharing: Sharing,
-        held: &mut Held,
-    ) -> Result<(Directory, bool), WorkerError> {
-        let base = match seed {
-            None => id.to_owned(),
-            Some(seed) => format!("{id}\0{}\0{source}", seed.hex()),
-        };
-        // A private cache is the first one that nobody has; a shared one needs no lock but to be filled once.
-        let name = |number: u32| if number == 0 { base.clone() } else { format!("{base}\0{number}") };
+    ) -> Result<(Directory, Option<KeyLock>), WorkerError> {
+        // A private cache is the first one that nobody has.
+        let numbered = |number: u32| if number == 0 { name.to_owned() } else { format!("{name}\0{number}") };
         let mut number = 0;
         loop {
-            let name = name(number);
-            let directory = self.root().directories().open(DirectoryKind::CacheMount, name.as_bytes(), id)?;
-            let is_new = !directory.path().join("files").exists();
-            if sharing == Sharing::Shared && !is_new {
-                return Ok((directory, false));
+            let name = numbered(number);
+            let directories = self.root().directories();
+            let directory = directories.open(DirectoryKind::CacheMount, name.as_bytes(), description)?;
+            if sharing == Sharing::Shared && directory.path().join("files").exists() {
+                return Ok((directory, None));
             }
             match self.root().locks().try_lock(format!("cache mount {name}").as_bytes())? {
-                Some(lock) => {
-                    held.locks.push(lock);
-                    let is_new = !directory.path().join("files").exists();
-                    return Ok((directory, is_new));
-                }
+                Some(lock) => return Ok((directory, Some(lock))),
                 None if sharing == Sharing::Private => number += 1,
-                None => tokio::time::sleep(LOCK_INTERVAL).await,
+                None => tokio::select! {
+                    biased;
+                    () = job.cancel.cancelled() => return Err(WorkerError::Cancelled),
+                    () = tokio::time::sleep(LOCK_INTERVAL) => {}
+                },
             }
         }
     }

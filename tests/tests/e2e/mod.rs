@@ -17,4 +17,5 @@ mod reproducible;
 mod secrets;
 mod sources;
 mod static_hello;
+mod steps;
 mod together;
