@@ -207,7 +207,7 @@ impl Imports {
                 Ok(Ok(true)) => return true,
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!("could not take layer {diff_id} from {}: {error}", import.name)
+                    tracing::warn!("could not take layer {diff_id} from {}: {error}", import.name);
                 }
                 Err(panic) => tracing::warn!("could not take layer {diff_id} from {}: {panic}", import.name),
             }

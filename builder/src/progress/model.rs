@@ -23,6 +23,8 @@ pub(crate) enum What {
         stream: Stream,
         data: Vec<u8>,
     },
+    /// It is not taken from the cache, for this reason.
+    Missed(String),
     /// So many bytes of its output were left out.
     Dropped(u64),
     Progress {
@@ -96,7 +98,7 @@ impl What {
         Some(match event {
             Event::Started(_) => Self::Started,
             Event::Cached(_) => Self::Cached,
-            Event::Missed(..) => return None,
+            Event::Missed(_, reason) => Self::Missed(reason),
             Event::Log { stream, data, .. } => Self::Log { stream, data },
             Event::Progress { id, current, total, done, .. } => Self::Progress { id, current, total, done },
             Event::Completed(_) => Self::Completed,
@@ -123,6 +125,7 @@ impl Model {
                 step.state = State::Running { since: now };
                 step.first.get_or_insert(now);
             }
+            What::Missed(_) => {}
             What::Cached => step.end(now, State::Cached),
             What::Log { stream, data } => step.lines[*stream as usize].push(data, |line| out.push(line)),
             What::Dropped(bytes) => out.push(format!("[{} of output left out]", crate::show::size(*bytes))),

@@ -46,6 +46,14 @@ struct Entry {
     mentioned: Vec<Option<(Duration, bool)>>,
 }
 
+fn never_built() -> String {
+    solver::explain::Reason::NeverBuilt.to_string()
+}
+
+fn not_used() -> String {
+    solver::explain::Reason::NoCache.to_string()
+}
+
 impl Plain {
     /// For the log of `ci`, from the time `began`, seconds since the epoch.
     pub(crate) fn new(ci: Ci, began: i64) -> Self {
@@ -72,6 +80,9 @@ impl Plain {
         }
         match what {
             What::Added(_) | What::Log { .. } | What::Dropped(_) => {}
+            // That a first build finds nothing, or that the cache is not to be used, is no news.
+            What::Missed(reason) if reason == &never_built() || reason == &not_used() => {}
+            What::Missed(reason) => self.say(id, now, format!("MISS {reason}")),
             What::Started => {
                 self.entries[id].ended = false;
                 self.announce(id, now);

@@ -81,6 +81,7 @@ pub(crate) fn line(
             let data = STANDARD.encode(data);
             status.logs = Some([VertexLog { vertex: digest, stream, data, timestamp: time(now) }]);
         }
+        What::Missed(_) => return,
         What::Dropped(bytes) => {
             let data = STANDARD.encode(format!("[{} of output left out]\n", crate::show::size(*bytes)));
             status.logs = Some([VertexLog { vertex: digest, stream: 2, data, timestamp: time(now) }]);

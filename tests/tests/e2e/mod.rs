@@ -1,5 +1,6 @@
 mod archives;
 mod attestations;
+mod cache_here;
 mod cache_travels;
 mod command_line;
 mod disk;

@@ -1,0 +1,179 @@
+//! The cache of one host: what is reused, why something is not, offline, and by many processes at the same time.
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use tests::{Base, DockerRegistry, TestEnv};
+
+fn write(context: &str, path: &str, text: &str) {
+    std::fs::write(Path::new(context).join(path), text).expect("a file can be written");
+}
+
+/// Builds and says what `rbuild explain` says of the step.
+fn why(env: &TestEnv, context: &str, step: &str, flags: &[&str]) -> String {
+    let _ = env.rbuild([&["build"][..], flags, &[context][..]].concat()).ok();
+    let explained = env.rbuild(["explain", step]).ok();
+    explained.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_miss_is_explained_by_what_changed() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let other = env.context("other", &[("Dockerfile", "FROM busybox:1\nRUN echo > /new\n")]);
+    let _ = env.rbuild(["build", "-t", "other:1", &other.display().to_string()]).ok();
+    let run = |base: &str, env: &str, mount: &str, command: &str, user: &str| {
+        format!("FROM {base}\nARG VERSION\nENV MODE={env}\n{user}COPY dir /dir\nRUN {mount}{command}\n")
+    };
+    let plain = run("busybox:1", "a", "", "echo $VERSION", "");
+    let context = env.context("explain", &[("Dockerfile", &plain), ("dir/a", "1"), ("dir/b", "1")]);
+    let context = &context.display().to_string();
+    let ask = |text: &str, step: &str, flags: &[&str]| {
+        // The last record of a place is the one of the latest second.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        write(context, "Dockerfile", text);
+        why(&env, context, step, flags)
+    };
+    assert!(ask(&plain, "RUN", &[]).ends_with("never built here"));
+    assert!(ask(&plain, "RUN", &[]).starts_with("CACHED"));
+
+    write(context, "dir/b", "2");
+    let copy = ask(&plain, "COPY", &[]);
+    assert!(copy.ends_with("file dir/b changed") || copy.ends_with("file b changed"), "{copy}");
+    let cases = [
+        ("ARG VERSION", plain.clone(), &["--build-arg", "VERSION=2"][..]),
+        ("ENV MODE changed", run("busybox:1", "b", "", "echo $VERSION", ""), &[]),
+        ("command changed", run("busybox:1", "b", "", "echo other", ""), &[]),
+        ("base changed", run("other:1", "b", "", "echo other", ""), &[]),
+        ("mount /m added", run("other:1", "b", "--mount=type=tmpfs,target=/m ", "echo other", ""), &[]),
+        ("the cache is not to be used", run("other:1", "b", "", "echo other", ""), &["--no-cache"]),
+    ];
+    for (expected, text, flags) in cases {
+        let said = ask(&text, "RUN", flags);
+        assert!(said.starts_with("RAN") && said.contains(expected), "{said:?} lacks {expected:?}");
+    }
+
+    // The reason is a line of plain progress as well, and `--explain` prints all of it.
+    write(context, "dir/b", "3");
+    let _ = ask(&plain, "RUN", &[]);
+    write(context, "dir/b", "4");
+    let built = env.rbuild(["build", "--explain", context]).ok();
+    assert!(
+        built.stderr.lines().any(|l| l.starts_with('#') && l.contains(" MISS ") && l.contains("b changed")),
+        "{built}"
+    );
+    assert!(built.stdout.contains("b changed"), "{built}");
+
+    // What is not stored any more is said to be gone.
+    let _ = env.rbuild(["prune", "--all", "-f"]).ok();
+    Base::Busybox.build_in(&env);
+    let said = why(&env, context, "COPY", &[]);
+    assert!(said.contains("no longer stored") || said.contains("never built here"), "{said}");
+}
+
+#[test]
+fn steps_expire() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1\nRUN cat /proc/sys/kernel/random/uuid > /when\n";
+    let context = env.context("ttl", &[("Dockerfile", dockerfile)]).display().to_string();
+    let when = |flags: &[&str]| {
+        let _ = env.rbuild([&["build", "-t", "x"][..], flags, &[context.as_str()][..]].concat()).ok();
+        env.rbuild(["run", "--rm", "x", "cat", "/when"]).ok().stdout
+    };
+    let first = when(&[]);
+    assert_eq!(when(&["--cache-ttl", "1h"]), first);
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let second = when(&["--cache-ttl", "1s"]);
+    assert_ne!(second, first);
+    assert_eq!(when(&[]), second, "what ran again is what is known");
+    let _ = env.rbuild(["build", "--cache-ttl", "soon", &context]).fails_with(2);
+}
+
+#[test]
+fn stages_can_be_left_out_of_the_cache() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1 AS a\nRUN cat /proc/sys/kernel/random/uuid > /a\nFROM busybox:1 AS b\nRUN cat /proc/sys/kernel/random/uuid > /b\n\
+                      FROM busybox:1\nCOPY --from=a /a /\nCOPY --from=b /b /\n";
+    let context = env.context("filter", &[("Dockerfile", dockerfile)]).display().to_string();
+    let times = |flags: &[&str]| {
+        let _ = env.rbuild([&["build", "-t", "x"][..], flags, &[context.as_str()][..]].concat()).ok();
+        let both = env.rbuild(["run", "--rm", "x", "cat", "/a", "/b"]).ok().stdout;
+        let mut lines = both.lines().map(str::to_owned);
+        (lines.next().expect("a has a line"), lines.next().expect("b has a line"))
+    };
+    let (a, b) = times(&[]);
+    let (other_a, same_b) = times(&["--no-cache-filter", "a"]);
+    assert!(other_a != a && same_b == b);
+    assert_eq!(times(&[]), (other_a, b));
+}
+
+#[test]
+fn a_cached_build_needs_no_registry() {
+    let registry = DockerRegistry::start();
+    let base = format!("{}/base:1", registry.address());
+    let maker = TestEnv::new();
+    Base::Busybox.build_in(&maker);
+    let _ = maker.rbuild(["tag", "busybox:1", &base]).ok();
+    let _ = maker.rbuild(["push", &base]).ok();
+
+    let env = TestEnv::new();
+    let dockerfile = format!("FROM {base}\nCOPY a /a\nRUN cat /a > /b\n");
+    let context = env.context("offline", &[("Dockerfile", &dockerfile), ("a", "1")]).display().to_string();
+    let cache = format!("{}/cache", registry.address());
+    let _ = env.rbuild(["build", "-t", "x", "--iidfile", "first", "--cache-to", &cache, &context]).ok();
+    drop(registry);
+    let again = env.rbuild(["build", "-t", "x", "--iidfile", "again", "--cache-from", &cache, &context]).ok();
+    assert_eq!(again.stderr.matches(" CACHED").count(), 2, "{again}");
+    let id = |name: &str| std::fs::read_to_string(env.work().join(name)).expect("it was written");
+    assert_eq!(id("first"), id("again"));
+    // With the base's layers here, what is new is built as well.
+    write(&context, "a", "2");
+    let _ = env.rbuild(["build", "-t", "x", &context]).ok();
+}
+
+fn start(env: &TestEnv, args: &[&str]) -> Child {
+    let mut command = env.command(tests::env::rbuild());
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rbuild can be started")
+}
+
+#[track_caller]
+fn ended_well(child: Child) {
+    let output = child.wait_with_output().expect("it can be waited for");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Builders of one state directory at the same time, beside one that prunes all it can: every image is right, and equal
+/// steps ran once: whoever runs one gets another random name into its image.
+#[test]
+fn many_builders_do_equal_work_once_beside_a_prune() {
+    for builders in [2, 5, 16] {
+        let env = TestEnv::new();
+        Base::Busybox.build_in(&env);
+        // Equal in all: one step. Different in each: another.
+        let dockerfile = "FROM busybox:1\nCOPY a /a\n\
+            RUN sleep 0.2; cat /a /proc/sys/kernel/random/uuid > /equal\n\
+            ARG N\nRUN echo $N > /own\n";
+        let context = env.context("many", &[("Dockerfile", dockerfile), ("a", "content\n")]);
+        let context = context.display().to_string();
+        let mut all: Vec<Child> = (0..builders)
+            .map(|n| {
+                let (tag, arg) = (format!("x:{n}"), format!("N={n}"));
+                start(&env, &["build", "-t", &tag, "--build-arg", &arg, &context])
+            })
+            .collect();
+        while all.iter_mut().any(|child| child.try_wait().expect("it can be asked").is_none()) {
+            let _ = env.rbuild(["prune", "-f", "--keep-storage", "0"]).ok();
+        }
+        all.into_iter().for_each(ended_well);
+        let mut names = std::collections::BTreeSet::new();
+        for n in 0..builders {
+            let both = env.rbuild(["run", "--rm", &format!("x:{n}"), "cat", "/equal", "/own"]).ok();
+            let lines: Vec<&str> = both.stdout.lines().collect();
+            assert_eq!((lines[0], lines[2]), ("content", n.to_string().as_str()));
+            names.insert(lines[1].to_owned());
+        }
+        assert_eq!(names.len(), 1, "with {builders} builders the step ran more than once: {names:?}");
+    }
+}
