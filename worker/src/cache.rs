@@ -51,8 +51,7 @@ impl<'a> StoreCache<'a> {
         Ok(false)
     }
 
-    fn usable(&self, bytes: Option<Vec<u8>>) -> Option<Record> {
-        let record = decode(&bytes?)?;
+    fn usable(&self, record: Record) -> Option<Record> {
         logged("look up a layer", self.can_be_had(record.layer)).unwrap_or(false).then_some(record)
     }
 }
@@ -60,16 +59,20 @@ impl<'a> StoreCache<'a> {
 impl Cache for StoreCache<'_> {
     fn lookup(&self, key: CacheKey) -> Option<Record> {
         let _phase = timing::phase("look up", Of::Build);
-        self.usable(logged("look up a record", self.root.records().get(&key.0.0))?)
+        self.usable(decode(&logged("look up a record", self.root.records().get(&key.0.0))??)?)
     }
 
     fn lookup_many(&self, keys: &[CacheKey]) -> Vec<Option<Record>> {
         let _phase = timing::phase("look up", Of::Build);
         let found = logged("look up records", self.root.records().get_many(keys.iter().map(|key| &key.0.0)));
-        match found {
-            Some(found) => found.into_iter().map(|bytes| self.usable(bytes)).collect(),
-            None => vec![None; keys.len()],
+        let Some(found) = found else { return vec![None; keys.len()] };
+        let records: Vec<Option<Record>> = found.into_iter().map(|bytes| decode(&bytes?)).collect();
+        // All at once: a lease is a lock and a write.
+        let layers = records.iter().flatten().map(|record| Item::Layer(record.layer));
+        if logged("hold layers", self.root.hold(layers)).is_none() {
+            return vec![None; keys.len()];
         }
+        records.into_iter().map(|record| self.usable(record?)).collect()
     }
 
     fn insert(&self, key: CacheKey, step: StepId, vertex: &Vertex, record: &Record) {
