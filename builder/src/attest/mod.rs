@@ -62,7 +62,7 @@ impl Wanted {
             let mut fields = fields(text).map_err(|why| invalid(&why))?;
             match fields.remove("type").as_deref() {
                 Some("provenance") => {
-                    wanted.provenance = provenance_of(fields).map_err(|why| invalid(&why))?
+                    wanted.provenance = provenance_of(fields).map_err(|why| invalid(&why))?;
                 }
                 Some("sbom") => wanted.sbom = sbom_of(fields).map_err(|why| invalid(&why))?,
                 Some(_) => return Err(invalid("type is provenance or sbom")),
