@@ -23,7 +23,9 @@ pub(crate) fn finish_config(
 ) -> ImageConfig {
     config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
     let has_layer = |entry: &&History| !entry.empty_layer;
-    let below = config.history.iter().take(base_history).filter(has_layer).count();
+    // Not counted in the base's history, which may be shorter than its layers are many.
+    let own = config.history.iter().skip(base_history).filter(has_layer).count();
+    let below = layers.len().saturating_sub(own);
     let mut made = layers.iter().skip(below).map(|layer| layer.created);
     let base_time = config.history.iter().take(base_history).rev().find_map(|entry| entry.created.clone());
     let base_time = base_time.or_else(|| config.created.clone()).and_then(|text| parse_rfc3339(&text));
