@@ -2,6 +2,7 @@
 //!
 //! Reading order: `cli` (what was typed), `request` (what it means), `commands`, `build` (one build, top to bottom).
 
+mod agent;
 mod attest;
 mod build;
 mod cache;

@@ -28,6 +28,7 @@ use worker::{LayerSource, Options, Worker};
 
 use super::explain::Decisions;
 use super::{Session, print};
+use crate::agent::Agents;
 use crate::attest::{Attestation, provenance};
 use crate::build::{self, NamedContexts, Parsed};
 use crate::cache::backends::inline;
@@ -80,11 +81,10 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
     let client = crate::registry::insecure(crate::registry::client(&session.places)?, insecure);
     let client = Rc::new(client);
     let secrets = secrets(request)?;
-    let agents: BTreeMap<String, PathBuf> =
-        request.ssh.iter().filter_map(|(id, paths)| Some((id.clone(), paths.first()?.clone()))).collect();
+    let agents = Agents::new(&root, &request.ssh)?;
     let access = Access {
         secrets: secrets.clone(),
-        ssh_agent: agents.get("default").cloned(),
+        ssh_agent: agents.sockets.get("default").cloned(),
         proxies: crate::environment::proxies(|name| std::env::var(name).ok()),
     };
     let remotes = Rc::new(Remotes::new(root.clone(), client.clone(), access));
@@ -130,7 +130,7 @@ struct Build<'a> {
     client: Rc<Client>,
     remotes: Rc<Remotes>,
     secrets: BTreeMap<String, Secret>,
-    agents: BTreeMap<String, PathBuf>,
+    agents: Agents,
     /// Its name, in metadata and for `rbuild logs`.
     id: String,
     /// When it began, seconds since the epoch.
@@ -482,7 +482,7 @@ impl Build<'_> {
         Ok(Options {
             contexts: directories,
             secrets: self.secrets.clone(),
-            agents: self.agents.clone(),
+            agents: self.agents.sockets.clone(),
             default_network: Network::Host,
             // Layers in the cache have the times they were made with: `export::retime` cuts them.
             epoch: None,

@@ -323,3 +323,17 @@ fn a_cache_mount_begins_with_what_it_is_given() {
     let outcome = build(&env, wrong, &[]);
     assert!(!outcome.status.success() && outcome.stderr.contains("nope"), "{outcome}");
 }
+
+#[test]
+fn a_step_talks_to_an_agent_with_keys_of_the_build() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    sh(&env.work(), "ssh-keygen -q -t ed25519 -N '' -f key");
+    let dockerfile =
+        "FROM busybox:1\nRUN --mount=type=ssh,required=true test -S \"$SSH_AUTH_SOCK\" && touch /ok\n";
+    let key = format!("default={}", env.work().join("key").display());
+    let _ = build(&env, dockerfile, &["--ssh", &key]).ok();
+    assert!(out(&env).join("ok").exists());
+    let none = format!("default={}", env.work().join("none").display());
+    let _ = build(&env, dockerfile, &["--ssh", &none]).fails_with(2).says("none");
+}
