@@ -322,6 +322,28 @@ pub struct Copy {
     pub follow_destination: bool,
 }
 
+impl Copy {
+    /// All that the directory `source` of `input` holds, to the root, with its owners, modes and times.
+    pub fn all(input: InputIndex, source: &str) -> Self {
+        Self {
+            input,
+            source: source.to_owned(),
+            destination: "/".to_owned(),
+            wildcard: false,
+            allow_empty: true,
+            follow_symlinks: true,
+            contents_only: true,
+            unpack: Unpack::Never,
+            parents: None,
+            exclude: Vec::new(),
+            owner: None,
+            mode: None,
+            required: false,
+            follow_destination: false,
+        }
+    }
+}
+
 /// What ADD does with archives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unpack {

@@ -215,26 +215,6 @@ pub fn read(
     Ok(Some(bytes))
 }
 
-/// A copy of what `source`, a directory of input 0, has in it: owners, modes and times as they are.
-pub(crate) fn copy_all(source: &str) -> op::Copy {
-    op::Copy {
-        input: 0,
-        source: source.to_owned(),
-        destination: "/".to_owned(),
-        wildcard: false,
-        allow_empty: true,
-        follow_symlinks: true,
-        contents_only: true,
-        unpack: Unpack::Never,
-        parents: None,
-        exclude: Vec::new(),
-        owner: None,
-        mode: None,
-        required: false,
-        follow_destination: false,
-    }
-}
-
 /// What `selector` picks, in the words of [`image::tree`].
 pub fn picks(selector: &Selector) -> Vec<tree::Pick<'_>> {
     let picks = selector.picks.iter();

@@ -72,7 +72,7 @@ impl Worker {
 
     /// All of `input` as a layer.
     async fn copied(&self, input: Input, cancel: &Cancel) -> Result<DiffId, WorkerError> {
-        let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all("/"))] };
+        let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, "/"))] };
         Ok(self.write_layer(op, vec![input], None, cancel.clone()).await?.diff_id)
     }
 

@@ -375,7 +375,7 @@ fn copy_into(
             return Err(failed(source));
         }
     };
-    let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all(source))] };
+    let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, source))] };
     let options = file::Options {
         created: 0,
         latest_mtime: None,

@@ -235,11 +235,6 @@ impl Task {
         self.end(What::Completed);
     }
 
-    /// It ended well without work.
-    pub(crate) fn cached(self) {
-        self.end(What::Cached);
-    }
-
     /// It failed.
     pub(crate) fn failed(self, message: &str) {
         self.end(What::Failed(message.lines().next().unwrap_or_default().to_owned()));

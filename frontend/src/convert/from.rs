@@ -3,7 +3,7 @@
 use image::ImageConfig;
 use image::config::ContainerConfig;
 use solver::definition::{Metadata, Pick};
-use solver::op::{Copy, File, FileAction, Source, Unpack};
+use solver::op::{Copy, File, FileAction, Source};
 use solver::{Op, VertexId};
 
 use crate::diagnostic::Diagnostic;
@@ -107,22 +107,7 @@ impl StageBuilder<'_, '_> {
         };
         let mut inputs = Inputs::default();
         let input = inputs.read(&self.shared.definition, vertex, pick, self.shared.origin_name(&node.base));
-        let copy = Copy {
-            input,
-            source: "/".to_owned(),
-            destination: "/".to_owned(),
-            wildcard: false,
-            allow_empty: true,
-            follow_symlinks: false,
-            contents_only: true,
-            unpack: Unpack::Never,
-            parents: None,
-            exclude: Vec::new(),
-            owner: None,
-            mode: None,
-            required: false,
-            follow_destination: false,
-        };
+        let copy = Copy::all(input, "/");
         let file = File { base: None, actions: vec![FileAction::Copy(copy)] };
         let (inputs, names) = inputs.finish();
         let name = self.progress_name_again(&format!("FROM {}", node.base_name));

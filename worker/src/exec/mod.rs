@@ -2,7 +2,7 @@
 //!
 //! [`plan`] turns an op and what the worker found for it into a [`Plan`], which is plain data. [`spawn`] makes all that
 //! needs memory, clones, and the clone ([`child`]) builds its own sandbox with nothing but system calls and becomes
-//! the command. [`Child`] reads its output and waits for its end. `log` bounds the output, [`interactive`] is
+//! the command. [`Child`] reads its output and waits for its end. [`interactive`] is
 //! `rbuild run`.
 //!
 //! The command is process 1 of its PID namespace: when it ends or is killed, all that it started is gone, and so are
@@ -11,7 +11,6 @@
 mod child;
 mod guardian;
 pub mod interactive;
-pub mod log;
 pub mod names;
 pub mod plan;
 mod program;

@@ -105,13 +105,13 @@ fn what_an_earlier_layer_has_is_not_opened_again() {
     fs::write(dir.path().join("f7"), "changed").unwrap();
     fs::rename(dir.path().join("f3"), dir.path().join("g3")).unwrap();
     let input = context(&dir, &[]);
-    let plain = Stages::default().run(all(), &[input.clone()], None).unwrap();
+    let plain = Stages::default().run(all(), std::slice::from_ref(&input), None).unwrap();
     // Nobody could read these now.
     for n in (0..20).filter(|n| ![3, 7].contains(n)) {
         fs::remove_file(dir.path().join(format!("f{n}"))).unwrap();
     }
     fs::remove_file(dir.path().join("g3")).unwrap();
-    let spliced = stages.run(all(), &[input.clone()], None).unwrap();
+    let spliced = stages.run(all(), std::slice::from_ref(&input), None).unwrap();
     assert_eq!(spliced, plain);
     assert_eq!(stages.text(&spliced, "to/g3"), "content 3");
     fs::remove_file(dir.path().join("f7")).unwrap();

@@ -238,7 +238,7 @@ fn layer_of_directory(root: &Root, directory: &Path, cancel: &Cancel) -> Result<
     let all = [Pick { path: "/", wildcard: false, follow_symlinks: false, exclude: &[], parents: false }];
     let walked = directory.walk(&all, &StatCache::default(), cancel)?;
     let input = file::Input { tree: walked.tree, directory: Some(std::sync::Arc::new(directory)) };
-    let op = op::File { base: None, actions: vec![FileAction::Copy(file::copy_all("/"))] };
+    let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, "/"))] };
     let options = file::Options {
         created: 0,
         latest_mtime: None,
