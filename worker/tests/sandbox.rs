@@ -211,7 +211,7 @@ fn capabilities_are_dockers() {
     assert_eq!(output(&user), status(&none, &none, &set, 0));
     user.no_new_privileges = true;
     user.args[2] = format!("{caps}; id");
-    assert_eq!(output(&user), status(&none, &none, &set, 1) + "uid=1000 gid=1000 groups=1000,5,7\n");
+    assert_eq!(output(&user), status(&none, &none, &set, 1) + "uid=1000 gid=1000 groups=5,7,1000\n");
 }
 
 #[test]
