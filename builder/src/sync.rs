@@ -3,6 +3,9 @@
 //! What a command wrote is believed after a crash of the machine only when it is known to have been on disk. A command
 //! that wrote something starts `rbuild internal-sync` and leaves it behind: it holds no lock, no terminal and no pipe.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,7 +13,7 @@ use std::time::Duration;
 
 use store::root::{Epoch, Root};
 
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, OrFail as _};
 
 /// Commands often come in rows: one sync does for all that end while it waits.
 const DELAY: Duration = Duration::from_secs(1);
@@ -44,15 +47,42 @@ pub(crate) fn start(root: &Root) {
 /// `rbuild internal-sync`
 pub(crate) fn run(path: &Path, epoch: &str) -> Result<(), Failure> {
     let epoch = Epoch::from_hex(epoch).ok_or_else(|| Failure::usage("--epoch is no epoch"))?;
-    let here = || Epoch::at(path).map_err(|error| Failure::of(Class::Host, &error));
-    let before = here()?;
+    let before = Seen::now(path)?;
     // Nothing is open meanwhile: the file system can be unmounted, and the directory removed.
     std::thread::sleep(DELAY);
-    if here()? != before || !path.join("version").exists() {
+    if !Seen::now(path)?.goes_on_from(&before) {
         return Ok(());
     }
-    let root = Root::open_in(path, Some(epoch))?;
-    // Whoever comes second finds that nothing is left to do.
-    let _one_at_a_time = root.locks().lock_blocking(b"sync")?;
-    Ok(root.sync()?)
+    // Whoever comes second finds that nothing is left to do. On the directory: a lock of the store's would be a file.
+    let directory = File::open(path).or_fail(Class::Host)?;
+    directory.lock().or_fail(Class::Host)?;
+    if !Seen::now(path)?.goes_on_from(&before) {
+        return Ok(());
+    }
+    Ok(Root::open_in(path, Some(epoch))?.sync()?)
+}
+
+/// A state directory as it is at some time.
+struct Seen {
+    epoch: Epoch,
+    names: BTreeSet<OsString>,
+}
+
+impl Seen {
+    fn now(path: &Path) -> Result<Self, Failure> {
+        let names = std::fs::read_dir(path).or_fail(Class::Host)?;
+        Ok(Self {
+            epoch: Epoch::at(path).or_fail(Class::Host)?,
+            names: names
+                .map(|entry| entry.map(|entry| entry.file_name()))
+                .collect::<Result<_, _>>()
+                .or_fail(Class::Host)?,
+        })
+    }
+
+    /// Whether this is what `before` was, and nobody removes it: a file made in a directory that is being removed would
+    /// be in the way. Done for nothing, a later command's sync does it.
+    fn goes_on_from(&self, before: &Self) -> bool {
+        self.epoch == before.epoch && self.names.is_superset(&before.names)
+    }
 }
