@@ -30,6 +30,21 @@ pub struct Entry {
 /// The mode of every symbolic link: Linux has no other.
 pub const SYMLINK_MODE: u16 = 0o777;
 
+impl Entry {
+    /// A directory that nobody described: only paths below it are named.
+    pub(crate) fn implied(path: &[u8]) -> Self {
+        Self {
+            path: path.into(),
+            kind: Kind::Directory { opaque: false, implied: true },
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            xattrs: BTreeMap::new(),
+        }
+    }
+}
+
 /// The kinds of file in a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {

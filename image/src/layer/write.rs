@@ -3,7 +3,6 @@
 //! The tar is ustar with PAX records only where a field does not fit: long names, large numbers, extended attributes.
 //! User and group names, access and change times never appear, and directories that are only implied are not written.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use bstr::{BString, ByteSlice};
@@ -114,7 +113,7 @@ impl<W: Write> LayerWriter<W> {
             filled: 0,
             hasher: Hasher::sha256(),
             position: 0,
-            entries: vec![implied(b"")],
+            entries: vec![Entry::implied(b"")],
             ancestors: vec![0],
         }
     }
@@ -207,8 +206,8 @@ impl<W: Write> LayerWriter<W> {
         match &entry.kind {
             Kind::Whiteout | Kind::Directory { implied: true, .. } => {
                 let directory = entry.kind.is_dir();
-                let Entry { path, kind, .. } = std::mem::replace(entry, implied(b""));
-                *entry = Entry { path, kind, mode: if directory { 0o755 } else { 0 }, ..implied(b"") };
+                let Entry { path, kind, .. } = std::mem::replace(entry, Entry::implied(b""));
+                *entry = Entry { path, kind, mode: if directory { 0o755 } else { 0 }, ..Entry::implied(b"") };
             }
             Kind::Symlink { target } if target.is_empty() || target.contains(&0) || target.len() > 4095 => {
                 return Err(problem(entry, "the symbolic link's target cannot be written"));
@@ -255,7 +254,7 @@ impl<W: Write> LayerWriter<W> {
         for (at, _) in entry.path.iter().enumerate().filter(|(at, byte)| **byte == b'/' && *at > above) {
             debug_assert!(at <= dir.len());
             self.ancestors.push(self.entries.len());
-            self.entries.push(implied(&entry.path[..at]));
+            self.entries.push(Entry::implied(&entry.path[..at]));
         }
         Ok(())
     }
@@ -348,7 +347,7 @@ impl<W: Write> LayerWriter<W> {
     fn write_deletion(&mut self, dir: &[u8], name: &[u8]) -> Result<(), WriteError> {
         let path = if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() };
         let kind = Kind::File { size: 0, offset: 0, content: ContentDigest([0; 32]) };
-        self.write_header(&Entry { path: path.into(), kind, mode: 0, ..implied(b"") })
+        self.write_header(&Entry { path: path.into(), kind, mode: 0, ..Entry::implied(b"") })
     }
 
     /// Copies exactly the bytes that the entry promises.
@@ -437,19 +436,6 @@ fn read_some(reader: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// A directory that nobody described.
-fn implied(path: &[u8]) -> Entry {
-    Entry {
-        path: path.into(),
-        kind: Kind::Directory { opaque: false, implied: true },
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime: 0,
-        xattrs: BTreeMap::new(),
-    }
-}
-
 fn problem(entry: &Entry, problem: &'static str) -> WriteError {
     WriteError::Entry { path: entry.path.clone(), problem }
 }
@@ -473,7 +459,7 @@ mod tests {
     use crate::layer::index_tar;
 
     fn entry(path: &str, kind: Kind) -> Entry {
-        Entry { kind, mode: 0o644, ..implied(path.as_bytes()) }
+        Entry { kind, mode: 0o644, ..Entry::implied(path.as_bytes()) }
     }
 
     fn file(size: u64) -> Kind {

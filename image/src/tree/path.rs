@@ -4,6 +4,8 @@
 
 use bstr::{BStr, BString, ByteSlice};
 
+use crate::layer::index;
+
 pub use crate::layer::index::{is_below, path_cmp as compare};
 
 /// `dir` and `name` joined.
@@ -23,10 +25,7 @@ pub fn join(dir: &[u8], name: &[u8]) -> BString {
 
 /// The directory that `path` is in; `None` for the root.
 pub fn parent(path: &[u8]) -> Option<&BStr> {
-    if path.is_empty() {
-        return None;
-    }
-    Some(path.rfind_byte(b'/').map_or(b"".as_slice(), |at| &path[..at]).as_bstr())
+    index::parent(path).map(ByteSlice::as_bstr)
 }
 
 /// The last component; empty for the root.

@@ -122,12 +122,17 @@ impl Tree {
 
     /// A walked directory of the host, which the caller calls `directory`. The bytes of files are [`Location::Host`].
     pub fn of_host(directory: u64, entries: Vec<Entry>) -> Self {
-        Self { parts: vec![Part::Host(directory, Arc::new(normal(entries, |entry| entry, implied)))] }
+        Self {
+            parts: vec![Part::Host(
+                directory,
+                Arc::new(normal(entries, |entry| entry, |path| Entry::implied(path))),
+            )],
+        }
     }
 
     /// Files that are given one by one.
     pub fn of_entries(entries: Vec<(Entry, Location)>) -> Self {
-        let parent = |path: &BStr| (implied(path), Location::None);
+        let parent = |path: &BStr| (Entry::implied(path), Location::None);
         Self { parts: vec![Part::Given(Arc::new(normal(entries, |(entry, _)| entry, parent)))] }
     }
 
@@ -424,18 +429,6 @@ fn normal<T>(mut all: Vec<T>, entry: impl Fn(&T) -> &Entry, parent: impl Fn(&BSt
     sorted
 }
 
-fn implied(path: &BStr) -> Entry {
-    Entry {
-        path: path.into(),
-        kind: Kind::Directory { opaque: false, implied: true },
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime: 0,
-        xattrs: std::collections::BTreeMap::new(),
-    }
-}
-
 /// More hard links in a row than any tar has.
 const MAX_LINKS: u32 = 16;
 
@@ -567,7 +560,7 @@ mod tests {
                     kept.push(item);
                 }
             }
-            normal(kept, |(entry, _)| entry, |path| (implied(path), Location::None))
+            normal(kept, |(entry, _)| entry, |path| (Entry::implied(path), Location::None))
         });
         proptest::collection::vec(layer, 1..5)
     }
