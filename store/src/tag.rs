@@ -65,7 +65,7 @@ pub struct ListedManifest {
     pub id: Digest,
     /// The config.
     pub config: ImageConfig,
-    /// Bytes of all layers as they are listed, and the config.
+    /// Bytes of its layers, see [`Images::layer_sizes`].
     pub size: u64,
 }
 
@@ -214,6 +214,15 @@ impl Images {
         Ok(found)
     }
 
+    /// Bytes of each layer as a container sees it: of its tar where that is here, else of its blob.
+    pub fn layer_sizes(&self, manifest: &Manifest, config: &ImageConfig) -> Result<Vec<u64>, StoreError> {
+        let size = |(at, blob): (usize, &Descriptor)| {
+            let tar = config.rootfs.diff_ids.get(at).map(|diff_id| self.root.layers().size(diff_id));
+            Ok(tar.transpose()?.flatten().unwrap_or(blob.size))
+        };
+        manifest.layers.iter().enumerate().map(size).collect()
+    }
+
     /// All images, the newest first.
     pub fn list(&self) -> Result<Vec<ListedImage>, StoreError> {
         let rows: Vec<(String, i64)> = self.root.inner.db.read(|db| {
@@ -232,7 +241,7 @@ impl Images {
             let mut manifests = Vec::new();
             for (descriptor, manifest) in self.manifests(&descriptor)? {
                 let Ok(config) = self.config(&manifest.config) else { continue };
-                let size = manifest.config.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+                let size = self.layer_sizes(&manifest, &config)?.iter().sum();
                 manifests.push(ListedManifest { descriptor, id: manifest.config.digest, config, size });
             }
             if !manifests.is_empty() {
@@ -448,6 +457,26 @@ pub(crate) mod tests {
         let layers = layers_of(&manifest, &config).unwrap();
         assert_eq!(layers[0].0.0, layers[0].1.digest);
         assert_eq!((layers[0].1.size, layers[0].1.media_type.as_str()), (1024, media_type::OCI_LAYER));
+    }
+
+    #[test]
+    fn a_layer_is_as_large_as_its_tar_while_that_is_here() {
+        let (_dir, root) = root();
+        let local = store(&root, 0);
+        let (_, mut manifest) = root.images().manifests(&local).unwrap().remove(0);
+        let config = root.images().config(&manifest.config).unwrap();
+        manifest.layers[0].size = 7;
+        let pulled = root.images().put_manifest(&manifest).unwrap();
+        for image in [&local, &pulled] {
+            root.images().add(image).unwrap();
+        }
+        let size_of = |image: &Descriptor| {
+            let listed = root.images().list().unwrap();
+            listed.iter().find(|listed| listed.descriptor == *image).unwrap().manifests[0].size
+        };
+        assert_eq!((size_of(&local), size_of(&pulled)), (1024, 1024));
+        root.layers().remove(&config.rootfs.diff_ids[0]).unwrap();
+        assert_eq!(size_of(&pulled), 7);
     }
 
     #[test]

@@ -159,12 +159,12 @@ pub(crate) fn tag(session: &Session, args: &TagArgs) -> Result<(), Failure> {
 pub(crate) fn history(session: &Session, args: &HistoryArgs) -> Result<(), Failure> {
     let root = session.open()?;
     let descriptor = find(&root, &args.image)?;
-    let (manifest_descriptor, manifest) =
+    let (_, manifest) =
         root.images().manifests(&descriptor).or_fail(Class::Internal)?.into_iter().next().ok_or_else(
             || Failure::new(Class::Usage, format!("{} has no manifest on this host", args.image)),
         )?;
     let config = root.images().config(&manifest.config).or_fail(Class::Internal)?;
-    let mut sizes = manifest.layers.iter().map(|layer| layer.size);
+    let mut sizes = root.images().layer_sizes(&manifest, &config).or_fail(Class::Internal)?.into_iter();
     let now = now();
     let mut entries: Vec<Value> = Vec::new();
     for entry in &config.history {
@@ -178,7 +178,6 @@ pub(crate) fn history(session: &Session, args: &HistoryArgs) -> Result<(), Failu
     if let Some(top) = entries.first_mut() {
         top["ID"] = Value::String(manifest.config.digest.to_string());
     }
-    let _ = manifest_descriptor;
     if args.format == "json" {
         return print(|out| entries.iter().try_for_each(|entry| writeln!(out, "{entry}")));
     }
@@ -231,7 +230,7 @@ fn describe(root: &Root, descriptor: &Descriptor) -> Result<Vec<Value>, StoreErr
     let mut all = Vec::new();
     for (manifest_descriptor, manifest) in root.images().manifests(descriptor)? {
         let config = root.images().config(&manifest.config)?;
-        let size: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
+        let size: u64 = root.images().layer_sizes(&manifest, &config)?.iter().sum();
         let mut value = json!({
             "Id": manifest.config.digest,
             "RepoTags": names,
