@@ -1,0 +1,134 @@
+//! Where the result of a build goes: outputs and caches.
+
+use image::tree::Tree;
+use store::registry::Client;
+
+use super::{Build, Made};
+use crate::cache::export::{self as cache_export, Exports};
+use crate::cache::import::Imports;
+use crate::cache::session::Used;
+use crate::export::file::Sink;
+use crate::export::{self, AssembledImage, Exported, flat};
+use crate::failure::{Class, Failure, OrFail as _};
+use crate::progress::Progress;
+use crate::request::{Output, OutputKind};
+
+impl Build<'_> {
+    /// `--cache-to`
+    pub(super) async fn export_caches(
+        &self,
+        made: &[Made],
+        client: &Client,
+        imports: &Imports,
+        progress: &Progress,
+    ) -> Result<Exports, Failure> {
+        let caches = &self.request.cache_to;
+        if caches.is_empty() {
+            return Ok(Exports::default());
+        }
+        let mut used = Used::default();
+        let mut results = Vec::new();
+        for made in made {
+            used.records.extend(made.used.records.clone());
+            used.memo.extend(made.used.memo.clone());
+            results.extend(made.layers.iter().copied());
+        }
+        cache_export::export(self.root, client, imports, caches, &used, &results, &progress.handle()).await
+    }
+
+    /// What caches of other builders saved and what they cost, if any were asked for.
+    pub(super) fn cache_summary(&self, made: &[Made], imports: &Imports, exports: Exports) -> Option<String> {
+        if self.request.cache_from.is_empty() && self.request.cache_to.is_empty() {
+            return None;
+        }
+        let hits = || made.iter().flat_map(|made| made.used.hits.iter().map(|key| &made.used.records[key]));
+        let steps: usize = made.iter().map(|made| made.used.records.len()).sum();
+        let mut text = format!(
+            "cache: {} of {steps} steps reused, {:.1}s of work saved",
+            hits().count(),
+            hits().fold(0.0, |sum, record| sum + record.seconds),
+        );
+        if !self.request.cache_from.is_empty() {
+            text.push_str(&format!("; read in {:.2}s", imports.seconds()));
+        }
+        if !self.request.cache_to.is_empty() {
+            let Exports { sent, seconds } = exports;
+            let megabytes = sent.bytes as f64 / 1e6;
+            text.push_str(&format!(
+                "; written in {seconds:.2}s, {} of {} layers new, {megabytes:.1} MB",
+                sent.new, sent.layers
+            ));
+        }
+        Some(text)
+    }
+
+    pub(super) async fn export(
+        &self,
+        output: &Output,
+        made: &[Made],
+        client: &Client,
+        progress: &Progress,
+    ) -> Result<Option<Exported>, Failure> {
+        let images: Vec<AssembledImage> = made.iter().map(|made| made.image.clone()).collect();
+        let task = match output.kind {
+            OutputKind::CacheOnly => return Ok(None),
+            OutputKind::Image => progress.handle().task("exporting to image"),
+            OutputKind::Tar | OutputKind::Local => progress.handle().task("exporting files"),
+            OutputKind::Oci => progress.handle().task("exporting to oci image format"),
+            OutputKind::Docker => progress.handle().task("exporting to docker image format"),
+        };
+        let exported = match output.kind {
+            OutputKind::CacheOnly => None,
+            OutputKind::Image => {
+                let options = export::options::Options::new(output, &self.request.tags)?;
+                let mut exported = export::image::export_image(self.root, &images, &options)?;
+                if options.push {
+                    task.done();
+                    let task = progress.handle().task("pushing layers");
+                    exported = export::push::push(self.root, client, exported, &options, &task).await?;
+                    task.done();
+                    return Ok(Some(exported));
+                }
+                Some(exported)
+            }
+            OutputKind::Tar | OutputKind::Local => {
+                self.export_files(output, made)?;
+                None
+            }
+            OutputKind::Oci | OutputKind::Docker => {
+                Some(export::archive::export_archive(self.root, &images, output, &self.request.tags)?)
+            }
+        };
+        task.done();
+        Ok(exported)
+    }
+
+    pub(super) fn export_files(&self, output: &Output, made: &[Made]) -> Result<(), Failure> {
+        for one in made {
+            let layers = self.root.layers();
+            let indexes = one.layers.iter().map(|layer| layers.index(&layer.diff_id));
+            let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
+            let epoch = self.request.source_date_epoch;
+            match (output.kind, &output.dest) {
+                (OutputKind::Local, Some(dest)) => {
+                    // Several platforms get a directory each, as in BuildKit.
+                    let split = output.flag("platform-split")?.unwrap_or(made.len() > 1);
+                    let name = one.image.platform.to_string().replace('/', "_");
+                    let dest = if split { dest.join(name) } else { dest.clone() };
+                    flat::write_directory(&tree, &layers, epoch, &dest).or_fail(Class::Host)?;
+                }
+                _ if made.len() > 1 => {
+                    return Err(Failure::usage(
+                        "--output type=tar cannot hold several platforms: use type=local",
+                    ));
+                }
+                (_, dest) => {
+                    let mut sink = Sink::open(dest.as_deref(), "dest")?;
+                    flat::write_tar(&tree, &layers, epoch, &mut sink).or_fail(Class::Host)?;
+                    sink.finish()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! `rbuild build`: one build from the request to what it leaves.
+
+mod attest;
+mod deliver;
+mod report;
+mod solve;
+mod stopped;
+mod unpacked;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use frontend::lint;
+use frontend::request::Converted;
+use image::{Platform, Reference};
+use solver::cancel::Cancel;
+use solver::record::SnapshotLayer;
+use store::registry::Client;
+use store::root::Root;
+use store::timing::{self, Of};
+use worker::exec::Secret;
+use worker::source::remote::{Access, Remotes};
+use worker::source::resolve::{Images, Policy};
+
+use super::Session;
+use crate::agent::Agents;
+use crate::build::{self, NamedContexts, Parsed};
+use crate::cache::import::Imports;
+use crate::cache::options::CacheFrom;
+use crate::cache::session::Used;
+use crate::cli::BuildArgs;
+use crate::context::Context;
+use crate::export::{AssembledImage, Exported, metadata};
+use crate::failure::{Class, Failure};
+use crate::journal::{self, Journal};
+use crate::named::named_contexts;
+use crate::progress::{Mode, Progress, Terminal};
+use crate::remote::Fetcher;
+use crate::request::{self, BuildRequest, Call, ContextSource};
+use crate::timings::Timings;
+
+use stopped::Stopped;
+use unpacked::Unpacked;
+
+/// `rbuild build`
+pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
+    perform(session, &request(session, args)?)?;
+    if let Some(limit) = session.config.limit {
+        let policy = store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() };
+        session.open()?.prune(&policy)?;
+    }
+    Ok(())
+}
+
+/// What the command line, the environment and the configuration ask for.
+pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest, Failure> {
+    let mut request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
+    request.proxy_env = crate::registry::proxies(&session.places);
+    if !request.resources.is_empty() {
+        super::eprint("WARNING: --resource has no effect: steps share the resources of rbuild itself\n");
+    }
+    Ok(request)
+}
+
+/// Does what a request asks for. Gives the images, one a platform.
+pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<AssembledImage>, Failure> {
+    let root = session.open()?;
+    let unpacked = Unpacked::new(root.clone());
+    let runtime = session.runtime()?;
+    let insecure = request.cache_from.iter().filter_map(|from| match from {
+        CacheFrom::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
+        _ => None,
+    });
+    let client = crate::registry::insecure(crate::registry::client(&session.places)?, insecure);
+    let client = Rc::new(client);
+    let secrets = request::secrets(&request.secrets)?;
+    let agents = Agents::new(&root, &request.ssh)?;
+    let access = Access {
+        secrets: secrets.clone(),
+        ssh_agent: agents.sockets.get("default").cloned(),
+        proxies: crate::environment::proxies(|name| std::env::var(name).ok()),
+    };
+    let remotes = Rc::new(Remotes::new(root.clone(), client.clone(), access));
+    let fetcher = Fetcher { root: &root, remotes: &remotes, runtime: &runtime };
+    let keep_git_dir = request.flag_arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR")?;
+    let context = Context::load(&request.context, &request.dockerfile, keep_git_dir, &unpacked, &fetcher)?;
+    super::call::report_syntax(&context, request.call)?;
+    let parsed = Parsed::new(&context, request)?;
+    runtime.block_on(async {
+        let id = journal::new_id();
+        let build = Build {
+            session,
+            request,
+            root: &root,
+            context: &context,
+            parsed: &parsed,
+            journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(request, &id))),
+            id,
+            client,
+            remotes: remotes.clone(),
+            secrets,
+            agents,
+            began: seconds_now(),
+            digest: RefCell::default(),
+            images: RefCell::default(),
+        };
+        let result = super::until_interrupted(|cancel| build.run(cancel)).await;
+        if let Some(journal) = build.journal {
+            let how = result.as_ref().err().map_or("done", |failure| failure.message.as_str());
+            journal.finish(how, build.digest.take());
+        }
+        result.map(|()| build.images.take())
+    })
+}
+
+/// One build and all it was asked with.
+struct Build<'a> {
+    session: &'a Session,
+    request: &'a BuildRequest,
+    root: &'a Root,
+    context: &'a Context,
+    parsed: &'a Parsed,
+    client: Rc<Client>,
+    remotes: Rc<Remotes>,
+    secrets: BTreeMap<String, Secret>,
+    agents: Agents,
+    /// Its name, in metadata and for `rbuild logs`.
+    id: String,
+    /// When it began, seconds since the epoch.
+    began: i64,
+    /// What is written down of it.
+    journal: Option<Journal>,
+    /// What it came to.
+    digest: RefCell<Option<String>>,
+    images: RefCell<Vec<AssembledImage>>,
+}
+
+/// What one platform came to.
+struct Made {
+    image: AssembledImage,
+    layers: Vec<SnapshotLayer>,
+    /// What its steps took from the cache and left there.
+    used: Used,
+}
+
+impl Build<'_> {
+    async fn run(&self, cancel: Cancel) -> Result<(), Failure> {
+        let contexts = named_contexts(&self.request.build_contexts)?;
+        let policy = if self.request.pull { Policy::Newest } else { Policy::Missing };
+        let client = self.client.clone();
+        let images = Rc::new(Images::new(self.root.clone(), client.clone(), policy));
+        let mut platforms: Vec<Option<Platform>> = self.request.platforms.iter().cloned().map(Some).collect();
+        if platforms.is_empty() {
+            platforms.push(None);
+        }
+        let requests: Vec<_> = platforms
+            .into_iter()
+            .map(|platform| build::frontend_request(self.request, self.context, &contexts, platform))
+            .collect();
+        if self.request.call != Call::Build {
+            return super::call::call(self.request.call, self.parsed, &requests, &images).await;
+        }
+        let mut converted = Vec::new();
+        for request in &requests {
+            let done = build::convert(self.parsed, request, &images).await;
+            converted.push(done.map_err(|error| error.into_failure(self.parsed))?);
+        }
+        let (findings, fatal) = self.parsed.findings(&converted);
+        if fatal {
+            let failure = Failure::new(Class::Dockerfile, lint::violation(&findings));
+            let summary = self.parsed.report(&findings, None).summary(true);
+            return Err(failure.report(summary.unwrap_or_default()));
+        }
+        if let Some(path) = &self.request.iidfile {
+            metadata::remove_iidfile(path)?;
+        }
+
+        let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
+        let terminal = Terminal::stderr(|name| std::env::var(name).ok());
+        let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
+        let timings =
+            self.request.timings.as_deref().map(|flag| (Timings::begin(flag), step_names(&converted)));
+        let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
+        let report = progress.finish();
+        if let Some((timings, steps)) = timings {
+            timings.show(&steps)?;
+        }
+        match result {
+            Ok((exported, cache)) => {
+                if let (Some(cache), false) = (cache, self.request.quiet) {
+                    super::eprint(&format!("{cache}\n"));
+                }
+                self.tell(exported, &findings)
+            }
+            Err(Stopped::Failure(failure)) => Err(failure),
+            Err(Stopped::Step { failure, excerpt }) => {
+                self.warn(&findings);
+                let log = report.failure().map(|log| format!("{}\n", log.trim_end())).unwrap_or_default();
+                Err(failure.report(log + &excerpt))
+            }
+        }
+    }
+
+    /// Solves for each platform and exports.
+    async fn make(
+        &self,
+        converted: Vec<Converted>,
+        contexts: &NamedContexts,
+        images: &Rc<Images>,
+        client: &Client,
+        cancel: &Cancel,
+        progress: &Progress,
+    ) -> Result<(Option<Exported>, Option<String>), Stopped> {
+        let from = self.request.cache_from.clone();
+        let imports = Imports::new(self.root.clone(), client.clone(), from, progress.handle());
+        let imports = Rc::new(imports);
+        let mut made = Vec::new();
+        for converted in converted {
+            let _phase = timing::phase("solve", Of::Build);
+            made.push(self.solve(converted, contexts, images, &imports, cancel, progress).await?);
+        }
+        let mut first = None;
+        for output in &self.request.outputs {
+            let _phase = timing::phase("export", Of::Build);
+            let exported = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
+                exported = self.export(output, &made, client, progress) => exported?,
+            };
+            first = first.or(exported);
+        }
+        let exports = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
+            exports = self.export_caches(&made, client, &imports, progress) => exports?,
+        };
+        let summary = self.cache_summary(&made, &imports, exports);
+        Ok((first, summary))
+    }
+}
+
+fn seconds_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// What the journal says of a build that begins.
+fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
+    journal::Entry {
+        id: id.to_owned(),
+        began: seconds_now(),
+        result: "running".to_owned(),
+        names: request.tags.iter().map(Reference::familiar).collect(),
+        context: match &request.context {
+            ContextSource::Directory(path) => path.display().to_string(),
+            ContextSource::Stdin => "-".to_owned(),
+            ContextSource::Remote(url) => url.clone(),
+        },
+        ..journal::Entry::default()
+    }
+}
+
+/// The names of steps by the index of their vertex; of several platforms, the first one's.
+fn step_names(converted: &[Converted]) -> Vec<String> {
+    let definition = converted.first().map(|converted| &converted.definition);
+    let names = definition
+        .into_iter()
+        .flat_map(|definition| definition.ids().map(|id| definition.vertex(id).metadata.name.clone()));
+    names.collect()
+}

@@ -1,0 +1,368 @@
+//! What a build command means: flags and environment, parsed and checked. Everything the environment decides is read
+//! here or in `main`.
+
+mod call;
+mod output;
+mod secret;
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image::{Platform, Reference};
+use solver::op::Network;
+
+use crate::attest::Wanted;
+use crate::cache::options::{CacheFrom, CacheTo};
+use crate::cli::BuildArgs;
+use crate::failure::Failure;
+
+pub(crate) use call::Call;
+pub(crate) use output::{Output, OutputKind};
+pub(crate) use secret::{SecretSource, secrets};
+pub(crate) use text::{csv, parse_bool, parse_size};
+use text::{pairs_from_environment, parse_duration, split_pair};
+
+/// A build, as asked for.
+#[derive(Debug)]
+pub(crate) struct BuildRequest {
+    pub(crate) context: ContextSource,
+    pub(crate) dockerfile: DockerfileSource,
+    pub(crate) tags: Vec<Reference>,
+    pub(crate) target: Option<String>,
+    pub(crate) build_args: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) build_contexts: Vec<(String, String)>,
+    pub(crate) platforms: Vec<Platform>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) no_cache: bool,
+    pub(crate) cache_from: Vec<CacheFrom>,
+    pub(crate) cache_to: Vec<CacheTo>,
+    /// Older records do not count.
+    pub(crate) cache_ttl: Option<Duration>,
+    pub(crate) no_cache_filter: Vec<String>,
+    pub(crate) pull: bool,
+    pub(crate) secrets: BTreeMap<String, SecretSource>,
+    pub(crate) ssh: BTreeMap<String, Vec<PathBuf>>,
+    pub(crate) network: Network,
+    pub(crate) extra_hosts: Vec<(String, String)>,
+    pub(crate) allow: Vec<String>,
+    pub(crate) shm_size: Option<u64>,
+    pub(crate) ulimits: Vec<String>,
+    pub(crate) cgroup_parent: Option<String>,
+    /// `--resource`: limits of steps, by name.
+    pub(crate) resources: BTreeMap<String, String>,
+    pub(crate) attestations: Wanted,
+    pub(crate) call: Call,
+    /// Where timings go: a file, or standard error if empty.
+    pub(crate) timings: Option<String>,
+    pub(crate) explain: bool,
+    /// `--debug`: warnings are shown with their lines.
+    pub(crate) debug: bool,
+    pub(crate) jobs: usize,
+    pub(crate) progress: crate::progress::Mode,
+    pub(crate) quiet: bool,
+    pub(crate) iidfile: Option<PathBuf>,
+    pub(crate) metadata_file: Option<PathBuf>,
+    pub(crate) source_date_epoch: Option<i64>,
+    pub(crate) proxy_env: Vec<(String, String)>,
+}
+
+/// Where the context comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ContextSource {
+    Directory(PathBuf),
+    Stdin,
+    /// git or http(s).
+    Remote(String),
+}
+
+/// Where the Dockerfile comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DockerfileSource {
+    /// `Dockerfile` (or `dockerfile`) in the context.
+    Default,
+    /// A path given with `-f`.
+    Path(PathBuf),
+    Stdin,
+    Remote(String),
+}
+
+/// The environment that requests read, so that tests can give their own.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl BuildRequest {
+    /// Checks `args` and fills in what the environment says.
+    pub(crate) fn new(args: BuildArgs, environment: Environment<'_>) -> Result<Self, Failure> {
+        let dockerfile = match args.file.as_deref() {
+            None => DockerfileSource::Default,
+            Some("-") => DockerfileSource::Stdin,
+            Some(url) if is_remote(url) => DockerfileSource::Remote(url.to_owned()),
+            Some(path) => DockerfileSource::Path(PathBuf::from(path)),
+        };
+        let context = match args.context.as_str() {
+            "" => return Err(Failure::usage("the context is empty: give a directory, a URL or -")),
+            "-" => ContextSource::Stdin,
+            url if is_remote(url) || (is_git_shorthand(url) && !Path::new(url).is_dir()) => {
+                ContextSource::Remote(url.to_owned())
+            }
+            path => ContextSource::Directory(PathBuf::from(path)),
+        };
+        if context == ContextSource::Stdin && dockerfile == DockerfileSource::Stdin {
+            return Err(Failure::usage("standard input can be the context or the Dockerfile, not both"));
+        }
+        let tags = args
+            .tags
+            .iter()
+            .map(|tag| {
+                let reference: Reference =
+                    tag.parse().map_err(|error| Failure::usage(format!("invalid tag {tag:?}: {error}")))?;
+                if reference.digest.is_some() {
+                    return Err(Failure::usage(format!("invalid tag {tag:?}: a tag cannot have a digest")));
+                }
+                Ok(reference.with_default_tag())
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if args.no_cache && !args.no_cache_filter.is_empty() {
+            return Err(Failure::usage("--no-cache and --no-cache-filter cannot be used together"));
+        }
+        if args.push && args.load {
+            return Err(Failure::usage("--push and --load cannot be used together: give two --output"));
+        }
+        let build_args = pairs_from_environment(&args.build_args, environment);
+        let cache_to = cache_to(&args, &build_args)?;
+        let source_date_epoch = build_args
+            .iter()
+            .rev()
+            .find(|(name, _)| name == "SOURCE_DATE_EPOCH")
+            .map(|(_, value)| value.clone())
+            .or_else(|| environment("SOURCE_DATE_EPOCH"))
+            .filter(|text| !text.is_empty())
+            .map(|text| {
+                text.parse::<i64>().map_err(|_| {
+                    Failure::usage(format!("SOURCE_DATE_EPOCH is not a number of seconds: {text:?}"))
+                })
+            })
+            .transpose()?;
+        Ok(Self {
+            outputs: output::outputs(&args, !tags.is_empty())?,
+            context,
+            dockerfile,
+            tags,
+            target: args.target.filter(|target| !target.is_empty()),
+            build_args,
+            labels: args.labels.iter().map(|text| split_pair(text)).collect(),
+            build_contexts: args
+                .build_contexts
+                .iter()
+                .map(|text| match text.split_once('=') {
+                    Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+                    _ => {
+                        Err(Failure::usage(format!("invalid --build-context {text:?}: expected name=value")))
+                    }
+                })
+                .collect::<Result<_, _>>()?,
+            platforms: args
+                .platform
+                .iter()
+                .filter(|text| !text.is_empty())
+                .map(|text| match text.as_str() {
+                    "local" => Ok(Platform::host()),
+                    text => text.parse().map_err(|error| Failure::usage(format!("{error}"))),
+                })
+                .collect::<Result<_, _>>()?,
+            no_cache: args.no_cache,
+            cache_from: args
+                .cache_from
+                .iter()
+                .map(|text| CacheFrom::parse(text))
+                .collect::<Result<_, _>>()?,
+            cache_to,
+            cache_ttl: args
+                .cache_ttl
+                .as_deref()
+                .map(|text| parse_duration("--cache-ttl", text))
+                .transpose()?,
+            no_cache_filter: args.no_cache_filter,
+            pull: args.pull,
+            secrets: args
+                .secrets
+                .iter()
+                .map(|text| secret::secret(text, environment))
+                .collect::<Result<_, _>>()?,
+            ssh: args.ssh.iter().map(|text| secret::ssh(text, environment)).collect::<Result<_, _>>()?,
+            network: match args.network.as_str() {
+                "none" => Network::None,
+                "host" => Network::Host,
+                _ => Network::Default,
+            },
+            extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
+            allow: args
+                .allow
+                .iter()
+                .map(|name| match name.split('=').next().unwrap_or(name) {
+                    "network.host" | "security.insecure" | "device" => Ok(name.clone()),
+                    _ => Err(Failure::usage(format!(
+                        "unknown --allow {name:?}: expected network.host, security.insecure or device"
+                    ))),
+                })
+                .collect::<Result<_, _>>()?,
+            shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
+            ulimits: args.ulimits,
+            cgroup_parent: args.cgroup_parent,
+            resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
+            attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
+            call: call::call(&args.call, args.check)?,
+            timings: args.timings,
+            explain: args.explain,
+            debug: args.debug,
+            jobs: args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(|| {
+                std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2)
+            }),
+            progress: args.progress.parse().map_err(Failure::usage)?,
+            quiet: args.quiet,
+            iidfile: args.iidfile,
+            metadata_file: args.metadata_file,
+            source_date_epoch,
+            proxy_env: Vec::new(),
+        })
+    }
+}
+
+/// `--cache-to`, and the build argument that asks for an inline cache.
+fn cache_to(args: &BuildArgs, build_args: &[(String, String)]) -> Result<Vec<CacheTo>, Failure> {
+    let mut caches = args.cache_to.iter().map(|text| CacheTo::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let asked = build_args.iter().rev().find(|(name, _)| name == "BUILDKIT_INLINE_CACHE");
+    if let Some((name, value)) = asked
+        && parse_bool(name, value)?
+    {
+        caches.push(CacheTo::parse("type=inline")?);
+    }
+    Ok(caches)
+}
+
+impl BuildRequest {
+    /// A build argument that is true or false; false if it is not given.
+    pub(crate) fn flag_arg(&self, name: &str) -> Result<bool, Failure> {
+        let given = self.build_args.iter().rev().find(|(known, _)| known == name);
+        given.map_or(Ok(false), |(_, value)| parse_bool(name, value))
+    }
+}
+
+fn resources<'a>(texts: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, String>, Failure> {
+    let known =
+        ["memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"];
+    let mut all = BTreeMap::new();
+    for text in texts {
+        let invalid = |why: &str| Failure::usage(format!("invalid --resource {text:?}: {why}"));
+        for field in csv(text).map_err(|error| invalid(&error))? {
+            let (name, value) = field.split_once('=').ok_or_else(|| invalid("expected key=value"))?;
+            match name {
+                "memory" | "memory-swap" if value != "-1" => {
+                    parse_size(name, value)?;
+                }
+                "cpu-shares" | "cpu-period" | "cpu-quota" => {
+                    value.parse::<i64>().map_err(|_| invalid(&format!("{value:?} is no number")))?;
+                }
+                name if known.contains(&name) => {}
+                _ => return Err(invalid(&format!("expected one of {}", known.join(", ")))),
+            }
+            all.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    Ok(all)
+}
+
+fn extra_host(text: &str) -> Result<(String, String), Failure> {
+    let pair = text.split_once('=').or_else(|| text.split_once(':'));
+    match pair {
+        Some((name, address)) if !name.is_empty() => {
+            let bare = address.trim_start_matches('[').trim_end_matches(']');
+            if address != "host-gateway" && bare.parse::<std::net::IpAddr>().is_err() {
+                return Err(Failure::usage(format!(
+                    "invalid --add-host {text:?}: {address:?} is no IP address"
+                )));
+            }
+            let address = if address == "host-gateway" { "127.0.0.1" } else { bare };
+            Ok((name.to_owned(), address.to_owned()))
+        }
+        _ => Err(Failure::usage(format!("invalid --add-host {text:?}: expected host:address"))),
+    }
+}
+
+fn is_remote(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://"].iter().any(|scheme| text.starts_with(scheme))
+        || (text.starts_with("git@") && text.contains(':'))
+}
+
+/// `github.com/user/repository` is a git context without a scheme.
+fn is_git_shorthand(text: &str) -> bool {
+    text.starts_with("github.com/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(change: impl FnOnce(&mut BuildArgs)) -> Result<BuildRequest, Failure> {
+        let mut args = BuildArgs {
+            context: ".".to_owned(),
+            call: "build".to_owned(),
+            network: "default".to_owned(),
+            ..BuildArgs::default()
+        };
+        change(&mut args);
+        BuildRequest::new(args, &|name| (name == "FROM_ENV").then(|| "value".to_owned()))
+    }
+
+    #[test]
+    fn outputs_are_what_buildx_takes() {
+        let outputs = |text: &str| request(|args| args.outputs = vec![text.to_owned()]).map(|r| r.outputs);
+        let one = |text: &str| outputs(text).unwrap().remove(0);
+        assert_eq!(one("out").kind, OutputKind::Local);
+        assert_eq!(one("-").kind, OutputKind::Tar);
+        assert_eq!(one("type=tar,dest=-").dest, None);
+        let oci = one("type=oci,dest=a.tar,\"name=x:1,y:2\",annotation.Key=v");
+        assert_eq!(oci.dest, Some("a.tar".into()));
+        assert_eq!(oci.options["name"], "x:1,y:2");
+        assert_eq!(oci.options["annotation.Key"], "v");
+        assert_eq!(one("type=registry,name=localhost:5000/x").options["push"], "true");
+        for bad in ["type=what", "dest=x,foo=y", "type=local", "type=oci,x", "type=registry"] {
+            assert!(outputs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn build_args_without_a_value_come_from_the_environment() {
+        let request = request(|args| {
+            args.build_args = vec!["A=1=2".into(), "FROM_ENV".into(), "UNSET".into()];
+        });
+        let expected = [("A".to_owned(), "1=2".to_owned()), ("FROM_ENV".to_owned(), "value".to_owned())];
+        assert_eq!(request.unwrap().build_args, expected);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(request(|args| args.push = true).is_err());
+        assert!(request(|args| (args.push, args.tags) = (true, vec!["x".into()])).is_ok());
+        assert!(request(|args| (args.context, args.file) = ("-".into(), Some("-".into()))).is_err());
+        assert!(request(|args| args.tags = vec!["UPPER".into()]).is_err());
+        assert!(request(|args| args.allow = vec!["everything".into()]).is_err());
+        assert!(request(|args| args.secrets = vec!["id=x,env=UNSET".into()]).is_err());
+        assert!(request(|args| args.secrets = vec!["id=FROM_ENV".into()]).is_ok());
+        assert!(request(|args| args.call = "dance".into()).is_err());
+    }
+
+    #[test]
+    fn agents_and_keys_of_ssh_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        std::fs::write(&key, "secret").unwrap();
+        let ssh = |text: String| request(|args| args.ssh = vec![text]).map(|request| request.ssh);
+        let given = ssh(format!("x={}", key.display())).unwrap();
+        assert_eq!(given["x"], std::slice::from_ref(&key));
+        assert!(ssh("default=/none".to_owned()).is_err());
+        assert!(ssh("default".to_owned()).is_err());
+    }
+}

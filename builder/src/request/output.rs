@@ -1,0 +1,132 @@
+//! `--output`, `--push` and `--load`: where results go.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::text::{csv, parse_bool};
+use crate::cli::BuildArgs;
+use crate::export::options::annotation_flag;
+use crate::failure::Failure;
+
+/// One `--output`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Output {
+    pub(crate) kind: OutputKind,
+    /// `dest`; `None` is standard output where that is possible.
+    pub(crate) dest: Option<PathBuf>,
+    /// What else was said, by key.
+    pub(crate) options: BTreeMap<String, String>,
+}
+
+/// `type` of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputKind {
+    /// Into the local store, and pushed with `push=true`.
+    Image,
+    Oci,
+    Docker,
+    Local,
+    Tar,
+    /// Nothing but the cache.
+    CacheOnly,
+}
+
+impl Output {
+    /// A boolean option.
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, Failure> {
+        self.options.get(key).map(|text| parse_bool(key, text)).transpose()
+    }
+}
+
+/// `--output`, `--push` and `--load` together. Without any of them the image goes into the local store.
+pub(super) fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Failure> {
+    let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;
+    if args.push {
+        match outputs.iter_mut().find(|output| output.kind == OutputKind::Image) {
+            Some(output) => {
+                output.options.insert("push".to_owned(), "true".to_owned());
+            }
+            None => outputs.push(Output {
+                kind: OutputKind::Image,
+                dest: None,
+                options: BTreeMap::from([("push".to_owned(), "true".to_owned())]),
+            }),
+        }
+    }
+    if outputs.is_empty() {
+        outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
+    }
+    for text in &args.annotations {
+        let pairs = annotation_flag(text)?;
+        for output in &mut outputs {
+            if matches!(output.kind, OutputKind::Image | OutputKind::Oci | OutputKind::Docker) {
+                output.options.extend(pairs.iter().cloned());
+            }
+        }
+    }
+    let pushes = |output: &Output| output.options.get("push").is_some_and(|push| push == "true");
+    let named = tagged || outputs.iter().any(|output| output.options.contains_key("name"));
+    if outputs.iter().any(pushes) && !named {
+        return Err(Failure::usage("a tag is needed to push: give -t NAME"));
+    }
+    Ok(outputs)
+}
+
+fn output(text: &str) -> Result<Output, Failure> {
+    if text == "-" {
+        return Ok(Output { kind: OutputKind::Tar, dest: None, options: BTreeMap::new() });
+    }
+    let fields = csv(text).map_err(|error| Failure::usage(format!("invalid --output {text:?}: {error}")))?;
+    // A lone value without `=` is a directory.
+    if let [only] = &fields[..]
+        && !only.contains('=')
+    {
+        return Ok(Output { kind: OutputKind::Local, dest: Some(only.into()), options: BTreeMap::new() });
+    }
+    let mut kind = None;
+    let mut dest = None;
+    let mut options = BTreeMap::new();
+    for field in &fields {
+        let (key, value) = field.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("invalid --output {text:?}: expected key=value, got {field:?}"))
+        })?;
+        match key.trim().to_ascii_lowercase().as_str() {
+            "type" => kind = Some(value.to_owned()),
+            "dest" => dest = Some(value.to_owned()),
+            // Annotations keep their case.
+            _ => {
+                options.insert(key.trim().to_owned(), value.to_owned());
+            }
+        }
+    }
+    let kind = match kind.as_deref() {
+        Some("image") => OutputKind::Image,
+        Some("registry") => {
+            options.insert("push".to_owned(), "true".to_owned());
+            OutputKind::Image
+        }
+        Some("oci") => OutputKind::Oci,
+        Some("docker") => OutputKind::Docker,
+        Some("local") => OutputKind::Local,
+        Some("tar") => OutputKind::Tar,
+        Some("cacheonly") => OutputKind::CacheOnly,
+        Some(other) => {
+            let known = ["image", "registry", "oci", "docker", "local", "tar", "cacheonly"];
+            return Err(Failure::usage(format!(
+                "unknown type {other:?} in --output: expected one of {}",
+                known.join(", ")
+            )));
+        }
+        None => return Err(Failure::usage(format!("invalid --output {text:?}: type is missing"))),
+    };
+    let dest = match dest.as_deref() {
+        Some("-") | None => None,
+        Some(path) => Some(PathBuf::from(path)),
+    };
+    match (kind, &dest) {
+        (OutputKind::Local, None) => {
+            Err(Failure::usage("dest is required for --output type=local: give a directory"))
+        }
+        _ => Ok(Output { kind, dest, options }),
+    }
+}
