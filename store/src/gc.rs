@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use image::{DiffId, Digest};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, StatVfs};
 
 use crate::directory::{self, Directories};
 use crate::error::StoreError;
@@ -24,6 +24,9 @@ use crate::root::{RESERVE, Root, make_reserve, now};
 use crate::temp::remove_tree;
 use crate::usage::{Target, children, stem};
 pub use crate::usage::{Usage, UsageKind};
+
+/// With fewer free bytes a disk counts as full: a database and a directory need some to grow.
+const LITTLE: u64 = 1 << 20;
 
 /// Records, memos and pins that were not used for this long go with any prune, seconds.
 const FORGET_AFTER: i64 = 180 * 24 * 3600;
@@ -134,7 +137,7 @@ impl Root {
     pub fn prune(&self, policy: &Policy) -> Result<Pruned, StoreError> {
         // On a full disk nothing could be written, not even what is to be deleted.
         let reserve = self.path().join(RESERVE);
-        if self.free_space()? < 1 << 20 {
+        if self.is_full()? {
             let _ = fs::remove_file(&reserve);
         }
         self.flush()?;
@@ -166,10 +169,18 @@ impl Root {
         Ok(Pruned { bytes: removed.iter().map(|usage| usage.size).sum(), removed, images })
     }
 
+    /// Whether the file system of the root has no space worth speaking of left, or no inode.
+    pub fn is_full(&self) -> Result<bool, StoreError> {
+        let stat = self.file_system()?;
+        Ok(free_bytes(&stat) < LITTLE || (stat.f_files > 0 && stat.f_favail == 0))
+    }
+
     fn free_space(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(self.path())
-            .map_err(|error| StoreError::io("read", self.path())(error.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(free_bytes(&self.file_system()?))
+    }
+
+    fn file_system(&self) -> Result<StatVfs, StoreError> {
+        rustix::fs::statvfs(self.path()).map_err(|error| StoreError::io("read", self.path())(error.into()))
     }
 
     fn delete_rows(
@@ -284,6 +295,10 @@ impl Trash {
             other => other.map_err(StoreError::io("remove", path)),
         }
     }
+}
+
+fn free_bytes(stat: &StatVfs) -> u64 {
+    stat.f_bavail.saturating_mul(stat.f_frsize)
 }
 
 #[cfg(test)]

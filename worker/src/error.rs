@@ -28,6 +28,9 @@ pub enum WorkerError {
         command: String,
         /// How it ended.
         exit: Exit,
+        /// There was no space left when it ended, which is the likely reason.
+        #[source]
+        disk_full: Option<io::Error>,
     },
     /// The command could not be started; `exit` is what a shell would say.
     #[error("process {command:?} could not be started: {source}")]

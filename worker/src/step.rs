@@ -110,7 +110,9 @@ impl Worker {
         exec_phase.end();
         let seconds = started.elapsed().as_secs_f64();
         if !exit.success() {
-            return Err(WorkerError::Step { command, exit });
+            // Now: what the step wrote takes no more space in a moment.
+            let disk_full = self.root().is_full()?.then(|| io::ErrorKind::StorageFull.into());
+            return Err(WorkerError::Step { command, exit, disk_full });
         }
         let stored = self.store_upper(&upper, tree, of).await?;
         let adopt = timing::phase("adopt", of);

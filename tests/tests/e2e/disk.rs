@@ -87,9 +87,12 @@ fn a_full_disk_is_said_and_can_be_pruned() {
 
     // A step fills it.
     let fill = env.context("fill", &[("Dockerfile", "FROM busybox:1\nRUN dd if=/dev/zero of=/x bs=1M\n")]);
-    let outcome = build(&env, &fill);
-    assert!(matches!(outcome.status.code(), Some(4 | 7)), "{outcome}");
-    assert!(!outcome.stderr.contains("panicked"), "{outcome}");
+    let outcome = build(&env, &fill).fails_with(7);
+    assert!(
+        outcome.stderr.contains("did not complete successfully: exit code: 1: no storage space"),
+        "{outcome}"
+    );
+    assert!(outcome.stderr.contains("hint: free some space"), "{outcome}");
 
     // What failed takes no space, and there is enough to prune and to go on.
     let _ = env.rbuild(["prune", "-f"]).ok();
