@@ -12,7 +12,7 @@ use image::{ChainId, ContentDigest};
 use serde::{Deserialize, Serialize};
 
 /// Version of all encodings in this module and of what they hash.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names a step by what it does and what it reads; the cache is a map from these to records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

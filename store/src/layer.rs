@@ -2,7 +2,8 @@
 //!
 //! A layer is here when it has a row, its tar has the size the row says, and it was written in this
 //! [`Epoch`](crate::root::Epoch) or is known to be on disk. The index is checked against the hash in the row when it is
-//! read. A layer that fails is dropped: to its reader it is not there.
+//! read, and made again from a tar that is what its name says. A layer that fails is dropped: to its reader it is not
+//! there.
 //!
 //! A compressed form ([`LayerBlob`]) may be known long before, or without, being here as a blob: a base image's layers
 //! are known from its manifest, and where to get them from [`Layers::locations`].
@@ -99,19 +100,31 @@ impl Layers {
             return Ok(index);
         }
         let Some(row) = self.row(diff_id)? else { return Err(missing(diff_id)) };
-        let path = self.index_path(diff_id);
-        let read = fs::read(&path);
-        let parsed =
-            read.ok().filter(|bytes| row.index_hash == *blake3::hash(bytes).as_bytes()).and_then(|bytes| {
-                let index = LayerIndex::from_bytes(&bytes).ok()?;
-                (index.diff_id() == *diff_id && index.tar_size() == row.tar_size)
-                    .then_some((index, bytes.len()))
-            });
+        let parsed = self.sound_index(diff_id, &row).and_then(|bytes| {
+            let index = LayerIndex::from_bytes(&bytes).ok()?;
+            (index.diff_id() == *diff_id && index.tar_size() == row.tar_size).then_some((index, bytes.len()))
+        });
         let Some((index, len)) = parsed else {
             self.forget(diff_id, row.written.as_deref())?;
-            return Err(missing(diff_id));
+            return self.index_again(diff_id);
         };
         Ok(self.root.inner.indexes.put(*diff_id, Arc::new(index), len as u64))
+    }
+
+    /// The bytes of the index, if they are those that `row` means.
+    fn sound_index(&self, diff_id: &DiffId, row: &Row) -> Option<Vec<u8>> {
+        let bytes = fs::read(self.index_path(diff_id)).ok()?;
+        (row.index_hash == *blake3::hash(&bytes).as_bytes()).then_some(bytes)
+    }
+
+    /// The index of a layer whose row was dropped, from its tar, if that is what it should be.
+    fn index_again(&self, diff_id: &DiffId) -> Result<Arc<LayerIndex>, StoreError> {
+        let tar = File::open(self.tar_path(diff_id)).map_err(|_| missing(diff_id))?;
+        match self.ingest(tar, diff_id) {
+            Ok(stored) => Ok(stored.index),
+            Err(StoreError::Rejected { .. }) => Err(missing(diff_id)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens its tar for reading.
@@ -370,7 +383,8 @@ impl NewLayer {
         index_file.write_all(&bytes).map_err(StoreError::io("write", index_file.path()))?;
         let index = Arc::new(index);
         self.root.publish(&[Item::Layer(diff_id)], || {
-            if layers.row(&diff_id)?.is_some() {
+            // Not believed blindly: a damaged layer is replaced by whoever makes it again.
+            if layers.row(&diff_id)?.is_some_and(|row| layers.sound_index(&diff_id, &row).is_some()) {
                 return Ok(());
             }
             let (to_index, to_tar) = (layers.index_path(&diff_id), layers.tar_path(&diff_id));
@@ -509,6 +523,7 @@ pub(crate) mod tests {
     #[test]
     fn torn_files_are_no_layer_and_do_not_stand_in_the_way_of_a_new_one() {
         for spoil in ["tar", "idx", "tar gone", "idx gone"] {
+            let heals = spoil.starts_with("idx");
             let (dir, root) = root();
             let stored = store(&root, 1);
             let (name, gone) = spoil.split_once(' ').map_or((spoil, false), |(name, _)| (name, true));
@@ -520,12 +535,44 @@ pub(crate) mod tests {
             fs::create_dir_all(root.layers().mount_path(&stored.diff_id).join("etc")).unwrap();
             drop(root);
             let root = Root::open(&dir.path().join("root")).unwrap();
-            assert!(root.layers().index(&stored.diff_id).unwrap_err().is_missing(), "{spoil}");
-            assert!(!root.layers().contains(&stored.diff_id).unwrap(), "{spoil}");
+            match root.layers().index(&stored.diff_id) {
+                // From the tar.
+                Ok(index) => assert!(heals && index.entries() == stored.index.entries(), "{spoil}"),
+                Err(error) => assert!(!heals && error.is_missing(), "{spoil}: {error}"),
+            }
+            assert_eq!(root.layers().contains(&stored.diff_id).unwrap(), heals, "{spoil}");
             assert!(!root.layers().mount_path(&stored.diff_id).exists(), "{spoil}");
             store(&root, 1);
             root.layers().index(&stored.diff_id).unwrap();
         }
+    }
+
+    #[test]
+    fn a_layer_that_is_made_again_replaces_a_damaged_one() {
+        let (dir, root) = root();
+        let stored = store(&root, 1);
+        let [tar, index] = ["tar", "idx"].map(|name| root.layers().file(&stored.diff_id, name));
+        fs::write(&tar, vec![1; fs::metadata(&tar).unwrap().len() as usize]).unwrap();
+        fs::remove_file(index).unwrap();
+        store(&root, 1);
+        assert_eq!(fs::read(tar).unwrap(), super::tests::tar(1));
+        drop(root);
+        Root::open(&dir.path().join("root")).unwrap().layers().index(&stored.diff_id).unwrap();
+    }
+
+    #[test]
+    fn a_tar_that_changed_and_has_no_index_is_no_layer() {
+        let (dir, root) = root();
+        let stored = store(&root, 1);
+        let [tar, index] = ["tar", "idx"].map(|name| root.layers().file(&stored.diff_id, name));
+        let mut bytes = fs::read(&tar).unwrap();
+        bytes[700] = 1;
+        fs::write(&tar, bytes).unwrap();
+        fs::remove_file(index).unwrap();
+        drop(root);
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        assert!(root.layers().index(&stored.diff_id).unwrap_err().is_missing());
+        assert!(!root.layers().contains(&stored.diff_id).unwrap());
     }
 
     #[test]

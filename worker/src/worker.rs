@@ -178,13 +178,21 @@ impl Worker {
 
     /// Whether all layers are here.
     fn are_here(&self, layers: &[DiffId]) -> Result<bool, WorkerError> {
-        let store = self.root.layers();
         for layer in layers {
-            if !store.contains(layer)? {
+            if !self.can_be_read(layer)? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether a layer is here, and its index can be read.
+    fn can_be_read(&self, layer: &DiffId) -> Result<bool, WorkerError> {
+        match self.root.layers().index(layer) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What `selector` picks of a local source, walked once a build.
@@ -278,7 +286,8 @@ impl Worker {
     async fn load_layers(&self, job: &Job<'_>, layers: Snapshot) -> Result<Loaded, WorkerError> {
         let mut pulls = Vec::new();
         for layer in &layers.layers {
-            if !self.root.layers().contains(&layer.diff_id)? {
+            // Whoever wants files reads the index: one that cannot be read is noticed while the step can run again.
+            if !self.can_be_read(&layer.diff_id)? {
                 pulls.push(self.pull_or_bring(job, layer.diff_id));
             }
         }

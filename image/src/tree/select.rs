@@ -2,9 +2,10 @@
 //!
 //! The digest is over paths (relative to what is picked), kinds, modes, owners, link targets, xattrs and contents.
 //! Times are not in it. What a step names and is not there is part of it too: the step itself says what it thinks of
-//! that.
+//! that. Names of one file that are picked together are in it as such, whichever of them comes first in its layer: what
+//! is made of them is not what is made of equal files.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bstr::{BString, ByteSlice};
 
@@ -13,7 +14,7 @@ use super::draft::DraftError;
 use super::filter::Filter;
 use super::path;
 use super::pattern::Patterns;
-use super::view::{Dir, Node, Tree};
+use super::view::{Dir, InodeId, Node, Tree};
 use crate::digest::ContentDigest;
 use crate::layer::{Entry, Kind};
 
@@ -54,6 +55,8 @@ pub fn select(tree: &Tree, picks: &[Pick<'_>]) -> Result<Selection, CopyError> {
         all: blake3::Hasher::new(),
         selection: Selection { digest: ContentDigest([0; 32]), files: Vec::new(), count: 0, bytes: 0 },
         named: HashSet::new(),
+        inodes: Vec::new(),
+        has_links: false,
     };
     for pick in picks {
         digester.all.update(b"pick");
@@ -68,6 +71,7 @@ pub fn select(tree: &Tree, picks: &[Pick<'_>]) -> Result<Selection, CopyError> {
             digester.one(tree, &found, &exclude)?;
         }
     }
+    digester.links();
     let mut selection = digester.selection;
     selection.digest = ContentDigest(*digester.all.finalize().as_bytes());
     Ok(selection)
@@ -97,6 +101,10 @@ struct Digester {
     selection: Selection,
     /// Paths in `selection.files`: a file may be picked twice.
     named: HashSet<BString>,
+    /// The file of each node.
+    inodes: Vec<Option<InodeId>>,
+    /// Whether a node is a hard link.
+    has_links: bool,
 }
 
 impl Digester {
@@ -126,10 +134,29 @@ impl Digester {
         let digest = node_digest(node);
         field(self.all.update(b"node"), at).update(&digest.0);
         self.selection.count += 1;
-        self.selection.bytes += node.inode().map_or(0, |inode| inode.size);
+        let inode = node.inode();
+        self.selection.bytes += inode.as_ref().map_or(0, |inode| inode.size);
+        self.inodes.push(inode.map(|inode| inode.id));
+        self.has_links |= matches!(node.entry.kind, Kind::Hardlink { .. });
         let path = &node.entry.path;
         if self.selection.files.len() < MAX_FILES && self.named.insert(path.clone()) {
             self.selection.files.push((path.clone(), digest));
+        }
+    }
+
+    /// Which nodes are names of one file: each later one and the first one, by the order in which they were picked.
+    fn links(&mut self) {
+        if !self.has_links {
+            return;
+        }
+        let mut first: HashMap<InodeId, usize> = HashMap::with_capacity(self.inodes.len());
+        for (at, id) in self.inodes.iter().enumerate() {
+            let Some(id) = id else { continue };
+            let known = *first.entry(*id).or_insert(at);
+            if known != at {
+                self.all.update(b"link").update(&(at as u64).to_le_bytes());
+                self.all.update(&(known as u64).to_le_bytes());
+            }
         }
     }
 }
@@ -257,10 +284,17 @@ mod tests {
     }
 
     #[test]
-    fn hard_links_count_by_what_they_are() {
-        let linked = vec![file("a", "1"), hard("b", "a")];
-        let apart = vec![file("a", "1"), file("b", "1")];
+    fn hard_links_count_when_more_than_one_name_is_picked() {
+        let linked = [file("a", "1"), hard("b", "a"), file("c", "1")];
+        let apart = [file("a", "1"), file("b", "1"), file("c", "1")];
+        let other = [file("a", "1"), file("b", "1"), hard("c", "a")];
         assert_eq!(digest(&linked, pick("/b")), digest(&apart, pick("/b")));
+        let all = [&linked, &apart, &other].map(|items| digest(items, pick("/")));
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
+        // Which name is the file and which the link is no property of files.
+        let turned = [hard("a", "b"), file("b", "1"), file("c", "1")];
+        assert_eq!(digest(&turned, pick("/")), all[0]);
+        assert_eq!(digest(&turned, pick("/[ab]")), digest(&linked, pick("/[ab]")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The cache of one host: what is reused, why something is not, offline, and by many processes at the same time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use tests::{Base, DockerRegistry, TestEnv};
@@ -175,5 +175,45 @@ fn many_builders_do_equal_work_once_beside_a_prune() {
             names.insert(lines[1].to_owned());
         }
         assert_eq!(names.len(), 1, "with {builders} builders the step ran more than once: {names:?}");
+    }
+}
+
+#[test]
+fn a_damaged_layer_is_read_again_or_made_again() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let steps = "FROM busybox:1\nRUN echo one > /one\n";
+    let context = env.context("damage", &[("Dockerfile", steps)]).display().to_string();
+    let _ = env.rbuild(["build", "-t", "x", &context]).ok();
+    let layers = env.root().join("layers/sha256");
+    let of_the_step = || {
+        let files = std::fs::read_dir(&layers).expect("there are layers");
+        let mut tars = files.map(|entry| entry.expect("a directory can be listed").path());
+        // Right after the header of the file.
+        let is_it = |tar: &PathBuf| {
+            let bytes = std::fs::read(tar).expect("a file can be read");
+            tar.extension().is_some_and(|e| e == "tar") && bytes.get(512..516) == Some(b"one\n")
+        };
+        tars.find(is_it).expect("the step made a layer")
+    };
+    for damage in ["index lost", "index torn", "index and tar"] {
+        let tar = of_the_step();
+        let index = tar.with_extension("idx");
+        match damage {
+            "index lost" => std::fs::remove_file(&index).expect("a file can be removed"),
+            _ => std::fs::write(&index, "nonsense").expect("a file can be written"),
+        }
+        if damage == "index and tar" {
+            let mut bytes = std::fs::read(&tar).expect("a file can be read");
+            bytes[512] ^= 1;
+            std::fs::write(&tar, bytes).expect("a file can be written");
+        }
+        write(&context, "Dockerfile", &format!("{steps}RUN grep one /one # {damage}\n"));
+        let built = env.rbuild(["build", "-t", "x", &context]).ok();
+        assert_eq!(built.stderr.contains("no longer stored"), damage == "index and tar", "{damage}: {built}");
+        let one = env.rbuild(["run", "--rm", "x", "cat", "/one"]).ok();
+        assert_eq!(one.stdout, "one\n", "{damage}");
+        write(&context, "Dockerfile", steps);
+        let _ = env.rbuild(["build", "-t", "x", &context]).ok();
     }
 }
