@@ -265,6 +265,8 @@ pub enum FileAction {
         data: Vec<u8>,
         /// Permission bits.
         mode: u16,
+        /// Permission bits of the directories that are made on the way to it.
+        parents_mode: u16,
         /// Owner; root if none.
         owner: Option<Owner>,
         /// Path is a destination of COPY: if it ends in `/` or is a directory, the file goes into it under this name.

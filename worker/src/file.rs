@@ -242,8 +242,8 @@ fn apply(
     };
     match action {
         FileAction::Mkdir { path, mode, owner } => draft.mkdir(path, *mode, made(files, owner)?)?,
-        FileAction::Mkfile { path, data, mode, owner, name } => {
-            draft.mkfile(path, data, *mode, name.as_deref(), made(files, owner)?)?;
+        FileAction::Mkfile { path, data, mode, parents_mode, owner, name } => {
+            draft.mkfile(path, data, (*mode, *parents_mode), name.as_deref(), made(files, owner)?)?;
         }
         FileAction::Rm { path, allow_missing } => draft.rm(path, *allow_missing)?,
         FileAction::Copy(copy) => copy_action(copy, draft, base, files, options)?,

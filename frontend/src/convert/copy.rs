@@ -363,6 +363,7 @@ impl StageBuilder<'_, '_> {
             path: common.destination.clone(),
             data: content.into_bytes(),
             mode: mode.map_or(INLINE_MODE, |mode| mode.apply(INLINE_MODE, false)),
+            parents_mode: Chmod::of_parents(mode),
             owner: common.owner.clone(),
             name: Some(heredoc.name.clone()),
         })

@@ -11,7 +11,7 @@ pub enum Chmod {
     Symbolic(Vec<Clause>),
 }
 
-/// One `[ugoa]*[-+=][rwxXst]*` or `[ugoa]*[-+=][ugo]`.
+/// One change of a symbolic mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clause {
     /// Bits of the classes that are meant.
@@ -29,7 +29,7 @@ enum Op {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    /// Bits for everyone; `x_if` is `X`: execution, if it is a directory or somebody has it already.
+    /// Bits for everyone; `x_if` is `X`: execution, if it is a directory or somebody had it before any change.
     Bits { bits: u16, x_if: bool },
     /// The bits that this class has: 6 for the user, 3 for the group, 0 for others.
     Copy { shift: u16 },
@@ -45,16 +45,28 @@ impl Chmod {
     pub fn apply(&self, mode: u16, is_dir: bool) -> u16 {
         match self {
             Self::Octal(bits) => *bits,
-            Self::Symbolic(clauses) => clauses.iter().fold(mode, |mode, clause| clause.apply(mode, is_dir)),
+            Self::Symbolic(clauses) => {
+                let execute = is_dir || mode & 0o111 != 0;
+                clauses.iter().fold(mode, |mode, clause| clause.apply(mode, execute))
+            }
+        }
+    }
+
+    /// Mode of the directories that a copy makes on the way to its destination. As in BuildKit, an octal mode is
+    /// theirs, too; a symbolic one has nothing to change there.
+    pub fn of_parents(chmod: Option<&Self>) -> u16 {
+        match chmod {
+            Some(Self::Octal(bits)) => bits & 0o777,
+            Some(Self::Symbolic(_)) | None => 0o755,
         }
     }
 }
 
 impl Clause {
-    fn apply(&self, mode: u16, is_dir: bool) -> u16 {
+    fn apply(&self, mode: u16, execute: bool) -> u16 {
         let bits = match self.what {
             What::Bits { bits, x_if } => {
-                let execute = if x_if && (is_dir || mode & 0o111 != 0) { 0o111 } else { 0 };
+                let execute = if x_if && execute { 0o111 } else { 0 };
                 (bits | execute) & self.who
             }
             What::Copy { shift } => (((mode >> shift) & 0o7) * 0o111) & self.who,
@@ -66,6 +78,9 @@ impl Clause {
         }
     }
 }
+
+const STICKY: u16 = 0o1000;
+const OTHERS: u16 = 0o0007;
 
 impl FromStr for Chmod {
     type Err = ChmodError;
@@ -79,30 +94,25 @@ impl FromStr for Chmod {
         }
         let mut clauses = Vec::new();
         for part in text.split(',') {
-            clauses.extend(parse(part).ok_or_else(bad)?);
+            parse(part, &mut clauses).ok_or_else(bad)?;
         }
         Ok(Self::Symbolic(clauses))
     }
 }
 
-/// `who` and one or more `op what`.
-fn parse(text: &str) -> Option<Vec<Clause>> {
+/// `[ugoa]*`, then one or more `[-+=][rwxXstugo]*`.
+fn parse(text: &str, clauses: &mut Vec<Clause>) -> Option<()> {
     let ops = text.find(['+', '-', '='])?;
     let mut who = 0;
     for class in text[..ops].chars() {
         who |= match class {
             'u' => 0o4700,
             'g' => 0o2070,
-            'o' => 0o1007,
-            'a' => 0o7777,
+            'o' => OTHERS,
+            'a' => 0o6777,
             _ => return None,
         };
     }
-    // Nobody named is everybody: there is no umask in a build. The sticky bit goes with others.
-    if ops == 0 {
-        who = 0o7777;
-    }
-    let mut clauses = Vec::new();
     let mut rest = &text[ops..];
     while let Some(op) = rest.chars().next() {
         let op = match op {
@@ -112,35 +122,59 @@ fn parse(text: &str) -> Option<Vec<Clause>> {
         };
         rest = &rest[1..];
         let end = rest.find(['+', '-', '=']).unwrap_or(rest.len());
-        clauses.push(Clause { who, op, what: what(&rest[..end])? });
+        what(&rest[..end], who, op, clauses)?;
         rest = &rest[end..];
     }
-    Some(clauses)
+    Some(())
 }
 
-fn what(text: &str) -> Option<What> {
-    match text {
-        "u" => return Some(What::Copy { shift: 6 }),
-        "g" => return Some(What::Copy { shift: 3 }),
-        "o" => return Some(What::Copy { shift: 0 }),
-        _ => {}
-    }
-    let (mut bits, mut x_if) = (0, false);
+/// What is behind an operator: bits, and classes whose bits are copied.
+fn what(text: &str, who: u16, op: Op, clauses: &mut Vec<Clause>) -> Option<()> {
+    // Nobody named is everybody: there is no umask in a build.
+    let everybody = if who == 0 { 0o6777 } else { who };
+    let (mut bits, mut x_if, mut whose) = (0, false, everybody);
+    let first = clauses.len();
     for char in text.chars() {
-        bits |= match char {
-            'r' => 0o444,
-            'w' => 0o222,
-            'x' => 0o111,
-            's' => 0o6000,
-            't' => 0o1000,
+        let shift = match char {
+            'u' => 6,
+            'g' => 3,
+            'o' => 0,
             'X' => {
                 x_if = true;
-                0
+                continue;
             }
-            _ => return None,
+            // As BSD has it: not for others alone, and where nobody is named it is all that is changed.
+            't' if who == OTHERS => continue,
+            't' => {
+                bits |= STICKY;
+                whose = who | STICKY;
+                continue;
+            }
+            _ => {
+                bits |= bits_of(char)?;
+                continue;
+            }
         };
+        if bits != 0 || x_if {
+            clauses.push(Clause { who: whose, op, what: What::Bits { bits, x_if } });
+            (bits, x_if) = (0, false);
+        }
+        clauses.push(Clause { who: everybody & 0o777, op, what: What::Copy { shift } });
     }
-    Some(What::Bits { bits, x_if })
+    if bits != 0 || x_if || (op == Op::Set && clauses.len() == first) {
+        clauses.push(Clause { who: whose, op, what: What::Bits { bits, x_if } });
+    }
+    Some(())
+}
+
+fn bits_of(char: char) -> Option<u16> {
+    match char {
+        'r' => Some(0o444),
+        'w' => Some(0o222),
+        'x' => Some(0o111),
+        's' => Some(0o6000),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +198,17 @@ mod tests {
             ("o=g,g=", 0o754, false, 0o705),
             ("u+s", 0o755, false, 0o4755),
             ("g+s", 0o755, true, 0o2755),
-            ("o+t", 0o777, true, 0o1777),
+            ("o+t", 0o777, true, 0o777),
+            ("u+t", 0o777, true, 0o1777),
+            ("a=rt", 0o777, true, 0o1444),
+            ("+rt", 0o333, true, 0o1333),
+            ("=rw", 0o1777, true, 0o1666),
+            ("a-x,a+X", 0o755, false, 0o755),
+            ("u=go", 0o742, false, 0o242),
+            ("u+go", 0o021, false, 0o321),
+            ("go=u-w", 0o770, false, 0o755),
+            ("o+r,g+w,a+t,g-s,u+og", 0o2100, false, 0o1724),
+            ("g=u", 0o4750, false, 0o4770),
             ("+t", 0o777, true, 0o1777),
             ("ug=rw,o=", 0o777, false, 0o660),
             ("u+r-x", 0o100, false, 0o400),

@@ -86,8 +86,18 @@ pub fn sources(tree: &Tree, copy: &Copy<'_>) -> Result<Vec<Match>, CopyError> {
     let not_found = || CopyError::NotFound(copy.source.to_owned());
     let found = matches(tree, copy.source, copy.wildcard, copy.follow_symlinks)?;
     let Some(below) = copy.parents else {
-        let may_be_empty = copy.wildcard && has_wildcard(copy.source) && copy.allow_empty;
-        return if found.is_empty() && !may_be_empty { Err(not_found()) } else { Ok(found) };
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        if !(copy.wildcard && has_wildcard(copy.source) && copy.allow_empty) {
+            return Err(not_found());
+        }
+        // Nothing need match, but the directory to look in must be there.
+        let (prefix, _) = fixed(&Glob::new(copy.source)?);
+        return match named(tree, &prefix, copy.follow_symlinks)? {
+            Some(_) => Ok(found),
+            None => Err(CopyError::NotFound(path::show(&prefix))),
+        };
     };
     let below_clean = path::clean(below.as_bytes());
     let there = |found: &Match| {
@@ -106,23 +116,14 @@ pub fn matches(tree: &Tree, source: &str, wildcard: bool, follow: bool) -> Resul
         return Ok(named(tree, &path::clean(source.as_bytes()), follow)?.into_iter().collect());
     }
     let glob = Glob::new(source)?;
-    let fixed =
-        glob.parts().iter().position(|part| matches!(part, Part::Wild(_))).unwrap_or(glob.parts().len());
-    let (fixed, wild) = glob.parts().split_at(fixed);
-    let prefix = fixed.iter().fold(BString::default(), |path, part| match part {
-        Part::Name(name) => path::join(&path, name.as_bytes()),
-        Part::Wild(_) => path,
-    });
-    let prefix = path::clean(&prefix);
+    let (prefix, wild) = fixed(&glob);
     if wild.is_empty() {
         return Ok(named(tree, &prefix, follow)?.into_iter().collect());
     }
     let mut found: Vec<BString> = Vec::new();
-    let start = match resolve(tree, &prefix, if follow { Last::Follow } else { Last::Keep }) {
-        Err(ResolveError::NotDirectory { .. }) => return Ok(Vec::new()),
-        start => start?,
-    };
-    if let Some(dir) = tree.dir(&start) {
+    if let Some(start) = named(tree, &prefix, follow)?
+        && let Some(dir) = tree.dir(&start.resolved)
+    {
         search(&dir, wild, &mut found);
     }
     found
@@ -130,6 +131,18 @@ pub fn matches(tree: &Tree, source: &str, wildcard: bool, follow: bool) -> Resul
         .filter_map(|path| named(tree, &path, follow).transpose())
         .collect::<Result<_, _>>()
         .map_err(CopyError::from)
+}
+
+/// The path in front of a pattern's first wildcard, and the components from there on.
+fn fixed(glob: &Glob) -> (BString, &[Part]) {
+    let parts = glob.parts();
+    let fixed = parts.iter().position(|part| matches!(part, Part::Wild(_))).unwrap_or(parts.len());
+    let (fixed, wild) = parts.split_at(fixed);
+    let prefix = fixed.iter().fold(BString::default(), |path, part| match part {
+        Part::Name(name) => path::join(&path, name.as_bytes()),
+        Part::Wild(_) => path,
+    });
+    (path::clean(&prefix), wild)
 }
 
 /// The one path `at`, if it is there.
@@ -166,6 +179,7 @@ impl Draft<'_> {
     pub fn copy(&mut self, from: &Tree, found: &Match, copy: &Copy<'_>) -> Result<(), CopyError> {
         let (uid, gid) = copy.owner.unwrap_or((0, 0));
         let made = Made { uid, gid, mtime: copy.created };
+        let mode = Chmod::of_parents(copy.chmod);
         let node = from.get(&found.resolved);
         let source = from.dir(&found.resolved);
         let mut to = self.destination(copy, made)?;
@@ -181,7 +195,7 @@ impl Draft<'_> {
             if copy.wildcard && has_wildcard(copy.source) && copy.exclude.matching(node.name()).is_some() {
                 return Ok(());
             }
-            self.make_dirs(path::parent(&to).unwrap_or_default(), 0o755, made)?;
+            self.make_dirs(path::parent(&to).unwrap_or_default(), mode, made)?;
             let (entry, location, _) = attributes(&node, copy);
             return Ok(self.cursor_at(&to)?.set(entry, location, None, &to)?);
         };
@@ -198,9 +212,9 @@ impl Draft<'_> {
             return Err(DraftError::NotDirectory { path: to.clone(), file: to }.into());
         }
         if contents {
-            self.make_dirs(&to, 0o755, made)?;
+            self.make_dirs(&to, mode, made)?;
         } else {
-            self.make_dirs(path::parent(&to).unwrap_or_default(), 0o755, made)?;
+            self.make_dirs(path::parent(&to).unwrap_or_default(), mode, made)?;
         }
         let mut cursor = self.cursor_at(&to)?;
         match node {
@@ -244,9 +258,15 @@ impl Draft<'_> {
                     child.set(entry, location, group, &at)?;
                     continue;
                 }
-                match child.entry().map(|old| old.kind.is_dir()) {
-                    Some(false) => return Err(DraftError::NotDirectory { path: at.clone(), file: at }),
-                    Some(true) if !itself => {}
+                match child.entry() {
+                    Some(old) if !old.kind.is_dir() => {
+                        return Err(DraftError::NotDirectory { path: at.clone(), file: at });
+                    }
+                    // On the way to what was chosen: as in BuildKit, it keeps all but its mode.
+                    Some(old) if !itself => {
+                        let entry = Entry { mode: node.entry.mode, ..old.clone() };
+                        child.set_dir(entry, &at)?;
+                    }
                     _ => child.set_dir(entry, &at)?,
                 }
             }
@@ -313,7 +333,7 @@ impl Draft<'_> {
             None => "",
         };
         let dir = self.resolve_destination(dir, copy)?;
-        self.make_dirs(&dir, 0o755, made)?;
+        self.make_dirs(&dir, Chmod::of_parents(copy.chmod), made)?;
         self.resolve_destination(written, copy)
     }
 
@@ -466,6 +486,9 @@ mod tests {
             ("/nope", "/x", &["could not copy /nope: not found"]),
             ("/a.txt/x", "/x", &["could not copy /a.txt/x: not found"]),
             ("/*.none", "/x", &[]),
+            ("/d/*.none", "/x", &[]),
+            ("/nope/*", "/x", &["could not copy /nope: not found"]),
+            ("/a.txt/*", "/x", &[]),
             ("/*.txt", "/both/", &["both/", "both/a.txt", "both/b.txt"]),
             ("/*.txt", "/both", &["both"]),
             ("/w\\[1]", "/w", &["w"]),
@@ -532,6 +555,14 @@ mod tests {
                 "n/m/sub/up -> ../one 3:4"
             ]
         );
+        let chmod: Chmod = "1640".parse().unwrap();
+        for (source, destination, want) in [
+            ("/a.txt", "/n/m/", &["n/ 640", "n/m/ 640", "n/m/a.txt 1640"][..]),
+            ("/full", "/n/m", &["n/ 640", "n/m/ 640", "n/m/x 1640"]),
+        ] {
+            let copy = Copy { chmod: Some(&chmod), ..plain(source, destination, &none) };
+            assert_eq!(lines(run(&base(), &context(), &[copy])), want, "directories that are made");
+        }
         let copy = Copy { owner: Some((3, 4)), ..plain("/a.txt", "/usr/lib/q/", &none) };
         let got = run(&base(), &context(), &[copy]);
         assert_eq!(lines(got), ["usr/", "usr/lib/ 755 5:0", "usr/lib/q/ 755 3:4", "usr/lib/q/a.txt 644 3:4"]);
@@ -577,6 +608,10 @@ mod tests {
             let copy = Copy { parents: Some(pattern), wildcard: false, ..plain(source, "/n/", &none) };
             assert_eq!(lines(run(&base, &context, &[copy])), want, "{source} {pattern}");
         }
+        // One that is there keeps its owner and gets the mode.
+        let base = tree(&[dir("n"), with(dir("n/d"), |e| e.uid = 9)]);
+        let copy = Copy { parents: Some("d/one"), wildcard: false, ..plain("/", "/n/", &none) };
+        assert_eq!(lines(run(&base, &context, &[copy])), ["n/", "n/d/ 700 9:0", "n/d/one"]);
     }
 
     #[test]
@@ -597,8 +632,8 @@ mod tests {
         let made = Made { uid: 1, gid: 2, mtime: 7 };
         draft.mkdir("/w/x", 0o750, made).unwrap();
         draft.mkdir("/w/x/../x", 0o700, made).unwrap();
-        draft.mkfile("/w", b"hello", 0o600, Some("hi"), made).unwrap();
-        draft.mkfile("/w/there", b"", 0o644, Some("hi"), made).unwrap();
+        draft.mkfile("/w", b"hello", (0o600, 0o755), Some("hi"), made).unwrap();
+        draft.mkfile("/w/there", b"", (0o644, 0o755), Some("hi"), made).unwrap();
         draft.rm("/usr/lib/full", false).unwrap();
         draft.rm("/w/x", false).unwrap();
         assert_eq!(draft.rm("/w/x", false), Err(DraftError::Missing("w/x".into())));
@@ -615,7 +650,7 @@ mod tests {
                 "usr/lib/ 755 5:0",
                 "usr/lib/full/ 755 1:2 opaque",
                 "usr/lib/full/again/ 755 1:2",
-                "w/ 755 1:2",
+                "w/ 750 1:2",
                 "w/hi 600 1:2",
                 "w/there 644 1:2"
             ]

@@ -128,22 +128,21 @@ impl<'b> Draft<'b> {
         self.base
     }
 
-    /// Makes the directory `at` and what is missing above it; a resolved path. Those that exist stay as they are.
+    /// Makes the directory `at` and what is missing above it, with the same mode; a resolved path. Those that exist stay
+    /// as they are.
     pub fn make_dirs(&mut self, at: &[u8], mode: u16, made: Made) -> Result<(), DraftError> {
-        let last = path::components(at).count();
-        if last > MAX_DEPTH {
+        if path::components(at).count() > MAX_DEPTH {
             return Err(DraftError::TooDeep(at.into()));
         }
         let mut cursor = self.cursor();
         let mut here = BString::default();
-        for (depth, name) in path::components(at).enumerate() {
+        for name in path::components(at) {
             here = path::join(&here, name);
             cursor = cursor.child(name);
             match cursor.entry().map(|entry| entry.kind.is_dir()) {
                 Some(true) => {}
                 Some(false) => return Err(DraftError::NotDirectory { path: at.into(), file: here }),
                 None => {
-                    let mode = if depth + 1 == last { mode } else { 0o755 };
                     cursor.set_dir(
                         Entry { uid: made.uid, gid: made.gid, mtime: made.mtime, ..directory(mode) },
                         &here,
@@ -161,12 +160,13 @@ impl<'b> Draft<'b> {
     }
 
     /// Writes a file with the bytes `data` to the destination `path` (absolute, links followed). If that ends in `/`
-    /// or is a directory, the file goes into it as `name`.
+    /// or is a directory, the file goes into it as `name`. The modes are the file's and those of directories that are
+    /// made on the way.
     pub fn mkfile(
         &mut self,
         path: &str,
         data: &[u8],
-        mode: u16,
+        (mode, parents_mode): (u16, u16),
         name: Option<&str>,
         made: Made,
     ) -> Result<(), DraftError> {
@@ -176,7 +176,7 @@ impl<'b> Draft<'b> {
             at = path::join(&at, path::name(&path::clean(name.as_bytes())));
         }
         if let Some(parent) = path::parent(&at) {
-            self.make_dirs(parent, 0o755, made)?;
+            self.make_dirs(parent, parents_mode, made)?;
         }
         let kind = Kind::File {
             size: data.len() as u64,
@@ -549,7 +549,7 @@ mod tests {
         let none = Patterns::default();
         match change {
             Change::Mkdir(path) => draft.mkdir(path, 0o700, MADE).is_ok(),
-            Change::Mkfile(path) => draft.mkfile(path, b"new", 0o600, Some("a"), MADE).is_ok(),
+            Change::Mkfile(path) => draft.mkfile(path, b"new", (0o600, 0o755), Some("a"), MADE).is_ok(),
             Change::Rm(path) => draft.rm(path, false).is_ok(),
             Change::Copy(source, destination) => {
                 let copy = Copy {

@@ -406,8 +406,14 @@ fn selector(file: u8) -> Arc<Selector> {
 }
 
 fn file_op(op: u8, base: bool) -> Op {
-    let make =
-        FileAction::Mkfile { path: "/n".to_owned(), data: vec![op], mode: 0o644, owner: None, name: None };
+    let make = FileAction::Mkfile {
+        path: "/n".to_owned(),
+        data: vec![op],
+        mode: 0o644,
+        parents_mode: 0o755,
+        owner: None,
+        name: None,
+    };
     Op::File(File { base: base.then_some(0), actions: vec![make] })
 }
 

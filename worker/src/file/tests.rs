@@ -85,7 +85,14 @@ fn copy(input: usize, source: &str, destination: &str) -> op::Copy {
 }
 
 fn mkfile(path: &str, data: &[u8]) -> FileAction {
-    FileAction::Mkfile { path: path.to_owned(), data: data.to_vec(), mode: 0o644, owner: None, name: None }
+    FileAction::Mkfile {
+        path: path.to_owned(),
+        data: data.to_vec(),
+        mode: 0o644,
+        parents_mode: 0o755,
+        owner: None,
+        name: None,
+    }
 }
 
 fn paths(index: &LayerIndex) -> Vec<String> {
