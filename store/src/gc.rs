@@ -137,7 +137,7 @@ impl Root {
     pub fn prune(&self, policy: &Policy) -> Result<Pruned, StoreError> {
         // On a full disk nothing could be written, not even what is to be deleted.
         let reserve = self.path().join(RESERVE);
-        if self.is_full()? {
+        if is_full(self.path()) {
             let _ = fs::remove_file(&reserve);
         }
         self.flush()?;
@@ -169,18 +169,10 @@ impl Root {
         Ok(Pruned { bytes: removed.iter().map(|usage| usage.size).sum(), removed, images })
     }
 
-    /// Whether the file system of the root has no space worth speaking of left, or no inode.
-    pub fn is_full(&self) -> Result<bool, StoreError> {
-        let stat = self.file_system()?;
-        Ok(free_bytes(&stat) < LITTLE || (stat.f_files > 0 && stat.f_favail == 0))
-    }
-
     fn free_space(&self) -> Result<u64, StoreError> {
-        Ok(free_bytes(&self.file_system()?))
-    }
-
-    fn file_system(&self) -> Result<StatVfs, StoreError> {
-        rustix::fs::statvfs(self.path()).map_err(|error| StoreError::io("read", self.path())(error.into()))
+        let stat = rustix::fs::statvfs(self.path())
+            .map_err(|error| StoreError::io("read", self.path())(error.into()))?;
+        Ok(free_bytes(&stat))
     }
 
     fn delete_rows(
@@ -295,6 +287,12 @@ impl Trash {
             other => other.map_err(StoreError::io("remove", path)),
         }
     }
+}
+
+/// Whether the file system that `path` is on has no space worth speaking of left, or no inode.
+pub fn is_full(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .is_ok_and(|stat| free_bytes(&stat) < LITTLE || (stat.f_files > 0 && stat.f_favail == 0))
 }
 
 fn free_bytes(stat: &StatVfs) -> u64 {

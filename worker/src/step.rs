@@ -29,6 +29,7 @@ use crate::diff::{self, Marks};
 use crate::error::WorkerError;
 use crate::exec::{self, Access, Given, Identity, Lower, Network, Stdio};
 use crate::file::{self, FileError};
+use crate::mount::scratch::Scratch;
 use crate::mount::{MountError, dirs};
 use crate::worker::{Worker, diff_ids};
 
@@ -111,13 +112,14 @@ impl Worker {
         let seconds = started.elapsed().as_secs_f64();
         if !exit.success() {
             // Now: what the step wrote takes no more space in a moment.
-            let disk_full = self.root().is_full()?.then(|| io::ErrorKind::StorageFull.into());
+            let disk_full = store::gc::is_full(&upper).then(|| io::ErrorKind::StorageFull.into());
             return Err(WorkerError::Step { command, exit, disk_full });
         }
         let stored = self.store_upper(&upper, tree, of).await?;
-        let adopt = timing::phase("adopt", of);
-        self.mounter().adopt(&stored.diff_id, &upper)?;
-        adopt.end();
+        if self.keeps_changes() {
+            let _phase = timing::phase("adopt", of);
+            self.mounter().adopt(&stored.diff_id, &upper)?;
+        }
         Ok(Outcome {
             layer: stored.diff_id,
             content: stored.index.content(),
@@ -134,12 +136,20 @@ impl Worker {
         Ok((root, upper))
     }
 
-    /// An overlay over `lowers`, where its changes are kept, and the directory that both are in.
+    /// An overlay over `lowers`, where its changes are kept while there is a clone of it, and a directory that must be
+    /// there as long.
     pub(crate) fn writable_overlay(
         &self,
         lowers: Vec<Lower>,
     ) -> Result<(exec::Root, PathBuf, WorkDir), WorkerError> {
         let dir = self.root().work_dir()?;
+        if !self.keeps_changes() {
+            let scratch = Scratch::new(dir.path()).map_err(|errno| {
+                WorkerError::Host(format!("no file system in memory can be made: {errno}"))
+            })?;
+            let upper = scratch.upper();
+            return Ok((exec::Root::Overlay { lowers, access: Access::InMemory(scratch) }, upper, dir));
+        }
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         for path in [&upper, &work] {
             fs::create_dir(path).map_err(|source| WorkerError::Io { path: path.clone(), source })?;

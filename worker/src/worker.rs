@@ -39,6 +39,7 @@ use crate::isolate::limits::raise_files;
 use crate::isolate::userns::Ids;
 use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
+use crate::mount::scratch;
 use crate::source::image::{PullError, pull_layer};
 use crate::source::local::{Directory, Walked};
 use crate::source::remote::Remotes;
@@ -87,6 +88,7 @@ pub struct Worker {
     options: Options,
     images: Rc<Images>,
     mounter: OnceCell<Choice>,
+    keeps_changes: OnceCell<bool>,
     events: Rc<dyn Fn(Event)>,
     walks: RefCell<HashMap<(VertexId, ContentDigest), Arc<Context>>>,
     /// Layers that stand for many.
@@ -111,7 +113,16 @@ impl Worker {
     /// A worker for one build. Images are found through `images`; what steps print goes to `events`.
     pub fn new(root: Root, options: Options, images: Rc<Images>, events: Rc<dyn Fn(Event)>) -> Self {
         let (walks, flattened) = Default::default();
-        Self { root, options, images, mounter: OnceCell::new(), events, walks, flattened }
+        Self {
+            root,
+            options,
+            images,
+            mounter: OnceCell::new(),
+            keeps_changes: OnceCell::new(),
+            events,
+            walks,
+            flattened,
+        }
     }
 
     pub(crate) fn root(&self) -> &Root {
@@ -136,20 +147,48 @@ impl Worker {
         self.mounter.get_or_init(choose).mounter.clone()
     }
 
+    /// Whether the state directory is where overlayfs can keep what a step changes. Found out when the first step runs.
+    pub(crate) fn keeps_changes(&self) -> bool {
+        *self.keeps_changes.get_or_init(|| {
+            scratch::keeps_changes(&self.root, self.marks() == Marks::User)
+                .inspect_err(|errno| {
+                    tracing::warn!("steps write to memory: no overlay in {:?}: {errno}", self.root.path());
+                })
+                .is_ok()
+        })
+    }
+
     /// The lower layers of a snapshot whose layers are here.
     pub(crate) async fn lowers(&self, mut layers: Vec<DiffId>) -> Result<Vec<Lower>, WorkerError> {
         while layers.len() > MOST_LAYERS {
-            let lowest = layers[..FLATTENED].to_vec();
-            let known = self.flattened.borrow().get(&lowest).copied();
-            let flat = match known {
-                Some(flat) => flat,
-                None => self.flatten(&lowest).await?,
-            };
-            self.flattened.borrow_mut().insert(lowest, flat);
-            layers.splice(..FLATTENED, [flat]);
+            self.merge_lowest(&mut layers, FLATTENED).await?;
+        }
+        if !self.keeps_changes() {
+            let mut deleting = None;
+            for (at, layer) in layers.iter().enumerate() {
+                if self.root.layers().index(layer)?.deletes() {
+                    deleting = Some(at);
+                }
+            }
+            if let Some(last) = deleting {
+                self.merge_lowest(&mut layers, last + 1).await?;
+            }
         }
         let mounter = self.mounter();
         Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
+    }
+
+    /// Puts one layer in the place of the lowest `count`.
+    async fn merge_lowest(&self, layers: &mut Vec<DiffId>, count: usize) -> Result<(), WorkerError> {
+        let lowest = layers[..count].to_vec();
+        let known = self.flattened.borrow().get(&lowest).copied();
+        let flat = match known {
+            Some(flat) => flat,
+            None => self.flatten(&lowest).await?,
+        };
+        self.flattened.borrow_mut().insert(lowest, flat);
+        layers.splice(..count, [flat]);
+        Ok(())
     }
 
     pub(crate) fn emit(&self, event: Event) {

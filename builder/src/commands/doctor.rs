@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use store::root::Root;
 use worker::diff::Marks;
 use worker::isolate::userns::Ids;
-use worker::mount::mounter;
+use worker::mount::{mounter, scratch};
 use worker::probe::{Fact, Found, probe};
 
 use super::{Session, print};
@@ -66,7 +66,17 @@ fn state(session: &Session) -> Vec<Fact> {
         Err(failure) => return vec![Fact { name, purpose, found: Found::Missing(failure.message) }],
     };
     let marks = if Ids::current().is_namespace() { Marks::User } else { Marks::Trusted };
-    vec![Fact { name, purpose, found: space(root.path()) }, layers(&root, marks)]
+    vec![Fact { name, purpose, found: space(root.path()) }, layers(&root, marks), writes(&root, marks)]
+}
+
+fn writes(root: &Root, marks: Marks) -> Fact {
+    let found = match scratch::keeps_changes(root, marks == Marks::User) {
+        Ok(()) => Found::Yes("in the state directory".to_owned()),
+        Err(errno) => Found::Lacking(format!(
+            "in memory: overlayfs cannot write to the state directory's file system: {errno}; put it on a volume"
+        )),
+    };
+    Fact { name: "writes of steps", purpose: "steps that write more than fits into memory", found }
 }
 
 fn space(path: &Path) -> Found {

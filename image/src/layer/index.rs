@@ -97,6 +97,13 @@ impl LayerIndex {
         &self.entries
     }
 
+    /// Whether it hides something of the layers below: it has a whiteout or an opaque directory.
+    pub fn deletes(&self) -> bool {
+        let hides =
+            |entry: &Entry| matches!(entry.kind, Kind::Whiteout | Kind::Directory { opaque: true, .. });
+        self.entries.iter().any(hides)
+    }
+
     /// Gives the entries away.
     pub fn into_entries(self) -> Vec<Entry> {
         self.entries

@@ -23,6 +23,26 @@ impl Mounted {
         Self { at }
     }
 
+    /// What the root of a container is. The layers of this one are in memory: the host may be a container too.
+    fn overlay(env: &TestEnv) -> Self {
+        let (at, base) = (env.root(), env.work().join("memory"));
+        for dir in [&at, &base] {
+            std::fs::create_dir(dir).expect("a directory can be made");
+        }
+        run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&base));
+        for name in ["lower", "upper", "work"] {
+            std::fs::create_dir(base.join(name)).expect("a directory can be made");
+        }
+        let [lower, upper, work] =
+            ["lower", "upper", "work"].map(|name| base.join(name).display().to_string());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        run(Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(&at));
+        // Its files are still the overlay's.
+        run(Command::new("umount").arg("-l").arg(&base));
+        run(Command::new("chmod").arg("0700").arg(&at));
+        Self { at }
+    }
+
     /// `None`, said aloud: this host mounts no loop devices.
     fn ext4(env: &TestEnv) -> Option<Self> {
         let (at, file) = (env.root(), env.work().join("disk"));
@@ -157,6 +177,33 @@ fn a_loss_of_power_loses_no_byte_of_what_a_build_uses() {
     let again = build(&env, &context).ok();
     assert_eq!(again.stderr.matches(" CACHED").count(), 2, "{again}");
     check(&env);
+}
+
+#[test]
+fn a_state_directory_in_the_root_of_a_container_gives_the_same_image() {
+    let build = |env: &TestEnv| {
+        Base::Busybox.build_in(env);
+        let steps = env.context(
+            "steps",
+            &[(
+                "Dockerfile",
+                "FROM busybox:1 AS a\nRUN mkdir -p /d/e && echo 1 > /d/e/f && rm /etc/group\n\
+                 RUN rm -r /d && mkdir /d && echo 2 > /d/g && ! test -e /etc/group\n\
+                 FROM busybox:1\nCOPY --from=a /d /d\nRUN rm /d/g\n\
+                 RUN --mount=from=a,target=/a,rw ! test -e /d/g && cat /a/d/g && ! test -e /a/d/e && rm /a/d/g\n",
+            )],
+        );
+        env.rbuild(["-q".as_ref(), "-t".as_ref(), "x".as_ref(), steps.as_os_str()]).ok().stdout
+    };
+    let (mut plain, mut env) = (TestEnv::new(), TestEnv::new());
+    for env in [&mut plain, &mut env] {
+        env.set("SOURCE_DATE_EPOCH", "1700000000");
+    }
+    let _mounted = Mounted::overlay(&env);
+    assert_eq!(build(&env), build(&plain));
+    let doctor = env.rbuild(["doctor"]).ok();
+    assert!(doctor.stdout.contains("in memory: overlayfs cannot write to the state directory"), "{doctor}");
+    assert_eq!(env.rbuild(["run", "--rm", "x", "sh", "-c", "echo > /y && ls /d"]).ok().stdout, "");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use solver::op::{self, MountKind, Security};
 use super::names;
 use super::secret::Secret;
 use crate::isolate::limits::{self, LimitError};
+use crate::mount::scratch::Scratch;
 
 pub use crate::isolate::limits::Limit;
 
@@ -45,7 +46,7 @@ pub enum Lower {
 }
 
 /// What happens to writes to an overlay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Access {
     /// They are refused.
     ReadOnly,
@@ -56,6 +57,19 @@ pub enum Access {
         /// A new directory on the same file system, for the kernel; worthless afterwards (it cannot be used again).
         work: PathBuf,
     },
+    /// They go to an upper directory in memory.
+    InMemory(Scratch),
+}
+
+impl Access {
+    /// The upper directory, as this process reaches it.
+    pub fn upper(&self) -> Option<PathBuf> {
+        match self {
+            Self::ReadOnly => None,
+            Self::Writable { upper, .. } => Some(upper.clone()),
+            Self::InMemory(scratch) => Some(scratch.upper()),
+        }
+    }
 }
 
 /// A mount besides the root.

@@ -291,7 +291,7 @@ fn root(plan: &Plan, ids: &Ids) -> Result<(Files, bool), SpawnError> {
             }
             with_skeleton.extend(lowers.iter().cloned());
             let files = files(&Root::Overlay { lowers: with_skeleton, access: access.clone() }, None, ids)?;
-            Ok((files, *access == Access::ReadOnly))
+            Ok((files, matches!(access, Access::ReadOnly)))
         }
     }
 }
@@ -399,10 +399,10 @@ fn output_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 fn place(plan: &Plan) -> Option<(PathBuf, Place)> {
     match &plan.root {
         Root::Directory { path, .. } => Some((path.clone(), Place::Other)),
-        Root::Overlay { access: Access::ReadOnly, .. } => None,
-        Root::Overlay { access: Access::Writable { upper, .. }, .. } => {
-            let fresh = std::fs::read_dir(upper).is_ok_and(|mut entries| entries.next().is_none());
-            Some((upper.clone(), if fresh { Place::FreshUpper } else { Place::Other }))
+        Root::Overlay { access, .. } => {
+            let upper = access.upper()?;
+            let fresh = std::fs::read_dir(&upper).is_ok_and(|mut entries| entries.next().is_none());
+            Some((upper, if fresh { Place::FreshUpper } else { Place::Other }))
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod dirs;
 pub mod erofs;
 
 pub mod overlay;
+pub mod scratch;
 pub(crate) mod special;
 
 pub use mounter::{MountError, Mounter};

@@ -20,7 +20,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, open_tree,
 };
 
-use super::special;
+use super::{scratch, special};
 use crate::exec::plan::{Access, Lower};
 
 /// An overlay that can be mounted without allocating.
@@ -30,6 +30,8 @@ pub(crate) struct Overlay {
     lowers: Vec<Prepared>,
     // Upper and work directory.
     writable: Option<(CString, CString)>,
+    // Where these are, if it must be attached first.
+    scratch: Option<scratch::Prepared>,
     user_xattr: bool,
     // For kernels before 6.5, which take all lower directories as one string, and only through `mount(2)`.
     legacy: Option<Legacy>,
@@ -53,29 +55,37 @@ struct Legacy {
 #[error("could not use the layer directory {0:?}: its path contains a NUL byte")]
 pub struct OverlayError(PathBuf);
 
+pub(super) fn c_path(path: &Path) -> Result<CString, OverlayError> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| OverlayError(path.to_owned()))
+}
+
 impl Overlay {
     /// `lowers`: first at the bottom, at least one (two if it is read-only).
     pub(crate) fn prepare(lowers: &[Lower], access: &Access, user_xattr: bool) -> Result<Self, OverlayError> {
-        let name = |path: &Path| {
-            CString::new(path.as_os_str().as_bytes()).map_err(|_| OverlayError(path.to_owned()))
-        };
         let mut prepared = Vec::with_capacity(lowers.len());
         for lower in lowers.iter().rev() {
             prepared.push(match lower {
-                Lower::Directory(path) => Prepared::Path(name(path)?),
+                Lower::Directory(path) => Prepared::Path(c_path(path)?),
                 Lower::Mount(fd) => Prepared::Mount(fd.clone()),
             });
         }
-        let writable = match access {
-            Access::ReadOnly => None,
-            Access::Writable { upper, work } => Some((name(upper)?, name(work)?)),
+        let (writable, scratch) = match access {
+            Access::ReadOnly => (None, None),
+            Access::Writable { upper, work } => (Some((c_path(upper)?, c_path(work)?)), None),
+            Access::InMemory(scratch) => {
+                let scratch = scratch.prepare()?;
+                (Some((scratch.upper.clone(), scratch.work.clone())), Some(scratch))
+            }
         };
         let legacy = legacy(&prepared, writable.as_ref(), user_xattr);
-        Ok(Self { lowers: prepared, writable, user_xattr, legacy })
+        Ok(Self { lowers: prepared, writable, scratch, user_xattr, legacy })
     }
 
     /// Mounts it; it is attached where only the descriptor leads to it. Does not allocate.
     pub(crate) fn mount(&self, attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+        if let Some(scratch) = &self.scratch {
+            scratch.attach()?;
+        }
         match self.mount_by_fsconfig(attributes) {
             // The option is unknown, or so is the call.
             Err(Errno::INVAL | Errno::NOSYS) if self.legacy.is_some() => self.mount_by_options(attributes),
