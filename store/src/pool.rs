@@ -4,9 +4,11 @@
 //! through rayon (`join`, `scope`, parallel iterators), which works while it waits.
 
 use std::any::Any;
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use futures::channel::oneshot;
+use image::digest::Hasher;
 
 /// The pool.
 pub fn pool() -> &'static rayon::ThreadPool {
@@ -23,6 +25,19 @@ pub fn pool() -> &'static rayon::ThreadPool {
 pub fn threads() -> usize {
     pool().current_num_threads()
 }
+
+/// Hashes and writes a piece of a layer, at the same time if it is a long one and this is a thread of the pool: for
+/// [`LayerWriter::with`](image::layer::LayerWriter::with).
+pub fn hash_and_write<W: Write + Send>(hasher: &mut Hasher, out: &mut W, bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() < ONE_THREAD || rayon::current_thread_index().is_none() {
+        hasher.update(bytes);
+        return out.write_all(bytes);
+    }
+    rayon::join(|| hasher.update(bytes), || out.write_all(bytes)).1
+}
+
+/// Waking another thread takes longer than hashing this many bytes.
+const ONE_THREAD: usize = 256 << 10;
 
 /// A job that panicked, which is a bug.
 #[derive(Debug, thiserror::Error)]

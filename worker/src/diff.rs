@@ -89,13 +89,13 @@ pub enum DiffError {
 }
 
 /// Writes the layer that `upper` holds to `out`.
-pub fn write_layer<W: Write>(
+pub fn write_layer<W: Write + Send>(
     upper: BorrowedFd<'_>,
     options: &Options<'_>,
     out: W,
 ) -> Result<(W, LayerIndex), DiffError> {
     let entries = scan(upper, options)?;
-    let mut layer = LayerWriter::new(out);
+    let mut layer = LayerWriter::with(out, store::pool::hash_and_write);
     for entry in entries {
         if let Kind::File { size: 1.., .. } = entry.kind {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK;

@@ -1,8 +1,10 @@
 //! File ops: COPY, ADD, WORKDIR and the like become a new layer.
 //!
 //! What goes where is decided by [`image::tree`]; here files are opened. Each is opened when its turn to be written
-//! comes, and its bytes must be those that were hashed: a file that changed meanwhile is an error that names it.
+//! comes, or a little before, and its bytes must be those that were hashed: a file that changed meanwhile is an error
+//! that names it.
 
+mod ahead;
 mod archive;
 mod earlier;
 mod owner;
@@ -28,10 +30,11 @@ use rustix::io::Errno;
 use solver::Cancel;
 use solver::definition::Selector;
 use solver::op::{self, FileAction, Unpack};
-use store::StoreError;
+use store::{StoreError, pool};
 
 use crate::source::local::{Directory, Missing};
 
+use ahead::{Batch, Contents};
 pub use earlier::Earlier;
 
 /// An input of a file op.
@@ -142,7 +145,7 @@ impl From<CopyError> for FileError {
 }
 
 /// Applies `op` to `inputs` and writes the layer that comes of it to `out`.
-pub fn run<W: Write>(
+pub fn run<W: Write + Send>(
     op: &op::File,
     inputs: &[Input],
     open_tar: &OpenTar<'_>,
@@ -160,17 +163,50 @@ pub fn run<W: Write>(
         }
         apply(action, &mut draft, base, &mut files, options)?;
     }
-    let mut layer = LayerWriter::new(out);
-    for NewEntry { mut entry, location } in draft.finish() {
+    let mut layer = LayerWriter::with(out, pool::hash_and_write);
+    let directories: Vec<Arc<Directory>> =
+        inputs.iter().filter_map(|input| input.directory.clone()).collect();
+    let mut batches = ahead::batches(draft.finish(), options.earlier.as_ref()).into_iter();
+    let mut next = batches.next();
+    if let Some(first) = next.as_mut().filter(|batch| batch.is_to_be_read()) {
+        pool::pool().install(|| first.read(&directories, cancel));
+    }
+    while let Some(batch) = next {
+        next = batches.next();
+        let write = || write_batch(batch, &mut files, &mut layer, options, cancel);
+        match next.as_mut().filter(|batch| batch.is_to_be_read()) {
+            Some(next) => pool::pool().in_place_scope(|scope| {
+                scope.spawn(|_| next.read(&directories, cancel));
+                write()
+            })?,
+            None => write()?,
+        }
+    }
+    Ok(layer.finish()?)
+}
+
+fn write_batch<W: Write>(
+    batch: Batch,
+    files: &mut Files<'_>,
+    layer: &mut LayerWriter<W>,
+    options: &Options,
+    cancel: &Cancel,
+) -> Result<(), FileError> {
+    let mut read = batch.read.into_iter();
+    for NewEntry { mut entry, location } in batch.entries {
         if cancel.is_cancelled() {
             return Err(FileError::Cancelled);
         }
         if let Some(latest) = options.latest_mtime {
             entry.mtime = entry.mtime.min(latest);
         }
-        files.write(&mut layer, entry, &location, options.earlier.as_ref())?;
+        match read.next().flatten() {
+            Some(Contents { bytes, expected: true }) => layer.append(entry, Data::Known(&mut &bytes[..]))?,
+            Some(Contents { bytes, .. }) => layer.append(entry, Data::Expected(&mut &bytes[..]))?,
+            None => files.write(layer, entry, &location, options.earlier.as_ref())?,
+        }
     }
-    Ok(layer.finish()?)
+    Ok(())
 }
 
 /// The bytes of `/etc/passwd` and `/etc/group` of `tree`, for [`accounts::lookup`](image::tree::accounts::lookup);

@@ -91,6 +91,14 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// All extended attributes of a file that is open for reading. A file system without them has none.
+pub fn xattrs_of_open(fd: BorrowedFd<'_>) -> Result<Vec<(BString, BString)>> {
+    read_xattrs(
+        |names| rustix::fs::flistxattr(fd, rustix::buffer::spare_capacity(names)),
+        |name, value| rustix::fs::fgetxattr(fd, name, rustix::buffer::spare_capacity(value)),
+    )
+}
+
 /// All extended attributes of the file that `fd` names, which may be opened with `O_PATH`. A file system without them
 /// has none.
 pub fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(BString, BString)>> {

@@ -78,8 +78,11 @@ impl From<IndexError> for WriteError {
     }
 }
 
-/// How many bytes are written at once.
-const BUFFER: usize = 1 << 17;
+/// How many bytes are hashed and written at once.
+pub const BUFFER: usize = 1 << 19;
+
+/// Hashes and writes a piece of the tar.
+pub type Put<W> = fn(&mut Hasher, &mut W, &[u8]) -> io::Result<()>;
 
 /// Writes a layer, entry by entry in the order of [`path_cmp`].
 pub struct LayerWriter<W> {
@@ -88,6 +91,7 @@ pub struct LayerWriter<W> {
     buffer: Vec<u8>,
     filled: usize,
     hasher: Hasher,
+    hash_and_write: Put<W>,
     // Where the next byte goes.
     position: u64,
     entries: Vec<Entry>,
@@ -107,11 +111,20 @@ impl<W> std::fmt::Debug for LayerWriter<W> {
 impl<W: Write> LayerWriter<W> {
     /// Starts a layer that is written to `out`, in large pieces.
     pub fn new(out: W) -> Self {
+        Self::with(out, |hasher, out, bytes| {
+            hasher.update(bytes);
+            out.write_all(bytes)
+        })
+    }
+
+    /// The same for a caller who can hash and write at the same time.
+    pub fn with(out: W, hash_and_write: Put<W>) -> Self {
         Self {
             out,
             buffer: vec![0; BUFFER],
             filled: 0,
             hasher: Hasher::sha256(),
+            hash_and_write,
             position: 0,
             entries: vec![Entry::implied(b"")],
             ancestors: vec![0],
@@ -420,8 +433,7 @@ impl<W: Write> LayerWriter<W> {
 
     fn flush(&mut self) -> Result<(), WriteError> {
         let bytes = &self.buffer[..self.filled];
-        self.hasher.update(bytes);
-        self.out.write_all(bytes).map_err(WriteError::Write)?;
+        (self.hash_and_write)(&mut self.hasher, &mut self.out, bytes).map_err(WriteError::Write)?;
         self.filled = 0;
         Ok(())
     }

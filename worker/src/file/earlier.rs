@@ -47,6 +47,11 @@ impl Earlier {
         Self { offsets: offsets.collect(), tar: RefCell::new(tar) }
     }
 
+    /// Whether the bytes of the file `entry` are in the layer.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        self.bytes(entry).is_some()
+    }
+
     /// The bytes of the file `entry`, if they are in the layer.
     pub(super) fn bytes(&self, entry: &Entry) -> Option<Bytes<'_>> {
         let Kind::File { size, content, .. } = &entry.kind else { return None };

@@ -166,12 +166,21 @@ fn files_travel_from_the_context_through_stages() {
 fn a_file_that_changed_after_it_was_hashed_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
+    for n in 0..100 {
+        fs::write(dir.path().join(format!("b{n}")), format!("{n}")).unwrap();
+    }
     for (before, after) in [("one", "two"), ("short", "longer"), ("longer", "short")] {
         fs::write(&path, before).unwrap();
         let input = context(&dir, &[]);
         fs::write(&path, after).unwrap();
-        let error =
-            Stages::default().run(vec![FileAction::Copy(copy(0, "/a", "/a"))], &[input], None).unwrap_err();
+        let copied = |source: &str| {
+            let actions = vec![FileAction::Copy(copy(0, source, source))];
+            Stages::default().run(actions, std::slice::from_ref(&input), None)
+        };
+        let error = copied("/a").unwrap_err();
+        assert!(error.to_string().contains("\"a\""), "{error}");
+        // Among so many that they are read ahead.
+        let error = copied("/").unwrap_err();
         assert!(error.to_string().contains("\"a\""), "{error}");
     }
     fs::write(&path, "x").unwrap();

@@ -131,7 +131,7 @@ fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError
         }
         let xattrs: BTreeMap<BString, BString> = xattrs(fd.as_fd()).map_err(read_error(path))?;
         let mut file = File::from(fd);
-        let (content, size) = content(&mut file)
+        let (content, size) = content(&mut file, before.st_size as u64)
             .map_err(|error| read_error(path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         let after = rustix::fs::fstat(&file).map_err(read_error(path))?;
         let (stamp, end) = (Stamp::of(&before), Stamp::of(&after));
@@ -154,22 +154,23 @@ fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError
     }
 }
 
-/// Hash and length of what is left of `file`.
-fn content(file: &mut impl Read) -> std::io::Result<(ContentDigest, u64)> {
+/// Hash and length of what is in `file`, up to `size`: whether there is more, its size says.
+fn content(file: &mut impl Read, size: u64) -> std::io::Result<(ContentDigest, u64)> {
     let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    let mut buffer = vec![0; BUFFER];
-    loop {
+    let mut done = 0;
+    let mut buffer = vec![0; size.min(BUFFER) as usize];
+    while done < size {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok((ContentDigest(*hasher.finalize().as_bytes()), size)),
+            Ok(0) => break,
             Ok(length) => {
                 hasher.update(&buffer[..length]);
-                size += length as u64;
+                done += length as u64;
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+    Ok((ContentDigest(*hasher.finalize().as_bytes()), done))
 }
 
 fn now_ns() -> i64 {
@@ -181,7 +182,7 @@ fn now_ns() -> i64 {
 const TRIES: usize = 3;
 
 /// How much is read at once: small files are many, and large ones do not mind.
-const BUFFER: usize = 64 << 10;
+const BUFFER: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {

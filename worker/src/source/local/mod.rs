@@ -189,9 +189,9 @@ fn linked(seen: Vec<Seen>) -> Vec<Entry> {
         .collect()
 }
 
-/// What has no place in an image is left out.
+/// Of an open file. What has no place in an image is left out.
 fn xattrs(fd: BorrowedFd<'_>) -> Result<std::collections::BTreeMap<BString, BString>, Errno> {
-    let all = crate::inside::xattrs(fd)?;
+    let all = crate::inside::xattrs_of_open(fd)?;
     Ok(all.into_iter().filter(|(name, _)| !image::layer::whiteout::is_unwanted_xattr(name)).collect())
 }
 
