@@ -11,6 +11,7 @@ use tempfile::TempDir;
 pub struct TestEnv {
     dir: TempDir,
     user: Option<User>,
+    may_administer: bool,
     vars: Vec<(String, String)>,
 }
 
@@ -40,7 +41,7 @@ impl TestEnv {
             .prefix("rbuild-test-")
             .tempdir()
             .expect("a temporary directory can be made");
-        let env = Self { dir, user: None, vars: Vec::new() };
+        let env = Self { dir, user: None, may_administer: true, vars: Vec::new() };
         for name in ["home", "work", "config"] {
             std::fs::create_dir(env.dir.path().join(name)).expect("a directory can be made");
         }
@@ -55,6 +56,11 @@ impl TestEnv {
         run(Command::new("chown").args(["-R", &user.name]).arg(env.dir.path()));
         run(Command::new("chmod").arg("0755").arg(env.dir.path()));
         env
+    }
+
+    /// An empty environment for what root is in a container that is not privileged: without CAP_SYS_ADMIN.
+    pub fn container_root() -> Self {
+        Self { may_administer: false, ..Self::new() }
     }
 
     /// A directory for contexts and outputs.
@@ -96,7 +102,12 @@ impl TestEnv {
     /// A command that runs `program` in this environment, as its user.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = match &self.user {
-            None => Command::new(program),
+            None if self.may_administer => Command::new(program),
+            None => {
+                let mut command = Command::new("setpriv");
+                command.args(["--bounding-set", "-sys_admin", "--"]).arg(program);
+                command
+            }
             Some(user) => {
                 let mut command = Command::new("setpriv");
                 command

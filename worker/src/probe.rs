@@ -71,7 +71,7 @@ pub fn probe() -> Vec<Fact> {
             Need::Comfort,
         ),
         fact("erofs", "layers mounted in place, not extracted", file_system(c"erofs"), Need::Comfort),
-        fact("proc", "/proc in a step", proc(), Need::Steps),
+        Fact { name: "proc", purpose: "steps that see only their own processes", found: proc() },
         fact("system call filter", "Docker's seccomp profile", filter(), Need::Steps),
         Fact { name: "cgroups", purpose: "telling that memory ran out", found: cgroups() },
         Fact {
@@ -109,9 +109,7 @@ fn kernel() -> String {
 }
 
 fn privileges(root: bool, ids: &userns::Ids) -> Found {
-    let admin = rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
-    match (root, admin, ids.is_namespace()) {
+    match (root, userns::may_administer(), ids.is_namespace()) {
         (true, true, false) => Found::Yes("root".to_owned()),
         (true, true, true) => Found::Yes("root of a user namespace".to_owned()),
         (true, false, _) => {
@@ -130,9 +128,15 @@ fn namespaces(flags: u64) -> Result<String, Errno> {
     trial(flags, &mut || mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC))
 }
 
-fn proc() -> Result<String, Errno> {
+fn proc() -> Found {
     // A mount of /proc needs one to be visible in whole: not so in a container that masks parts of it.
-    trial(NEWNS | NEWPID, &mut || special::new(c"proc", &[], 0).map(drop))
+    match trial(NEWNS | NEWPID, &mut || special::new(c"proc", &[], 0).map(drop)) {
+        Ok(detail) => Found::Yes(detail),
+        Err(Errno::PERM) if trial(NEWNS | NEWPID, &mut || special::host_proc().map(drop)).is_ok() => {
+            Found::Lacking("the container's own, as parts of that are masked".to_owned())
+        }
+        Err(errno) => Found::Missing(errno.to_string()),
+    }
 }
 
 fn filter() -> Result<String, Errno> {

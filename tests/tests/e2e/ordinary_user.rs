@@ -1,4 +1,4 @@
-//! An ordinary user gets what root gets, to the byte.
+//! An ordinary user, or the root of a container, gets what root gets, to the byte.
 
 use tests::{Base, TestEnv};
 
@@ -23,5 +23,7 @@ fn the_image_is_the_same_as_of_root() {
         let _ = env.rbuild(args.into_iter().chain([context.as_os_str()])).ok();
         std::fs::read_to_string(iid).expect("an image ID was written")
     };
-    assert_eq!(digest(TestEnv::new()), digest(TestEnv::rootless()));
+    let of_root = digest(TestEnv::new());
+    assert_eq!(of_root, digest(TestEnv::rootless()));
+    assert_eq!(of_root, digest(TestEnv::container_root()));
 }

@@ -350,7 +350,14 @@ fn stub(
 /// `/proc`, `/dev` and `/sys`. Returns the null device, which was made here and not found in an image.
 fn mount_system(setup: &Setup, root: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     let system = |name: &CStr| stub(setup, root, name, Kind::Directory, Links::Refuse);
-    let proc = || attach(&special::new(c"proc", &[], NOSUID | NOEXEC | NODEV)?, system(c"proc")?.as_fd());
+    let proc = || {
+        let procfs = match special::new(c"proc", &[], NOSUID | NOEXEC | NODEV) {
+            // A container masks parts of its own.
+            Err(Errno::PERM) => special::host_proc()?,
+            mount => mount?,
+        };
+        attach(&procfs, system(c"proc")?.as_fd())
+    };
     proc().at(Phase::Proc)?;
     let dev = || {
         let attributes = NOSUID | no_devices(setup.insecure);

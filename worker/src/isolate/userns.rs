@@ -2,7 +2,8 @@
 //!
 //! [`enter`] puts the whole process into a user and a mount namespace, once, at its start. With a range of subordinate
 //! ids (`/etc/subuid`, through the set-user-ID helpers newuidmap and newgidmap) all of an image's owners exist in it;
-//! without one, only root does, and steps can be nobody else. [`Ids`] says which ids exist.
+//! without one, only root does, and steps can be nobody else. The root of a container that is not privileged enters one
+//! too, with all ids that it has. [`Ids`] says which ids exist.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -16,6 +17,7 @@ use rustix::io::{Errno, read, write};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, getegid, geteuid, getpid, set_parent_process_death_signal};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::sys::clone3::{Cloned, InChild, NEWNS, NEWUSER, clone3, exit};
 use crate::sys::execve::{Strings, execve};
@@ -59,10 +61,10 @@ pub enum Obstacle {
     },
 }
 
-/// Makes this process root of its own user namespace if it is not root. Must be called before it has a second thread.
+/// Makes this process root of its own user namespace if it is not root, or a root that may not mount. Must be called before it has a second thread.
 /// If there is an obstacle, the process is as it was.
 pub fn enter() -> Result<Entered, Obstacle> {
-    if geteuid().is_root() {
+    if geteuid().is_root() && may_administer() {
         return Ok(Entered::Root);
     }
     let refused = |action| move |source| Obstacle::Refused { action, source };
@@ -77,6 +79,11 @@ pub fn enter() -> Result<Entered, Obstacle> {
     }
     own.map_single().map_err(refused("map a user"))?;
     Ok(Entered::Single)
+}
+
+/// Whether this process may mount and make namespaces: it has CAP_SYS_ADMIN.
+pub(crate) fn may_administer() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// Files and text that map this process's own ids, made beforehand.
@@ -161,7 +168,8 @@ fn obstacle(step: u8, source: Errno, sysctl: &dyn Fn(&str) -> Option<String>) ->
     }
 }
 
-/// newuidmap and newgidmap, started in the parent namespace, waiting for this process to be in the new one.
+/// Who maps ids: newuidmap and newgidmap, or a copy of a process that is root. Started in the parent namespace, waiting for
+/// this process to be in the new one.
 struct Helpers {
     running: Vec<Cloned>,
     go: OwnedFd,
@@ -171,6 +179,9 @@ struct Helpers {
 impl Helpers {
     /// `None` if the host has no range for this user, or no helpers.
     fn start() -> Result<Option<Self>, Errno> {
+        if geteuid().is_root() {
+            return Self::of_root().map(Some);
+        }
         let uid = geteuid().as_raw();
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let user = user_name(&text("/etc/passwd"), uid);
@@ -199,6 +210,35 @@ impl Helpers {
         Ok(Some(Self { running, go, count: uids.1.min(gids.1) }))
     }
 
+    /// Root may map each of its ids to itself.
+    fn of_root() -> Result<Self, Errno> {
+        let ids = Ids::current();
+        let pid = getpid().as_raw_nonzero();
+        let map = |name: &str, ranges| {
+            let path = CString::new(format!("/proc/{pid}/{name}")).expect("no NUL in it");
+            (path, identity(ranges).into_bytes())
+        };
+        let maps = [map("uid_map", &ids.users), map("gid_map", &ids.groups)];
+        let (ready, go) = pipe_with(PipeFlags::CLOEXEC)?;
+        let child = clone3(0, &mut |_| {
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            let mapped = || -> Result<(), Errno> {
+                if read(&ready, &mut [0; 1][..])? == 0 {
+                    return Err(Errno::CANCELED);
+                }
+                for (path, text) in &maps {
+                    let file = openat(CWD, path.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+                    write(&file, text)?;
+                }
+                Ok(())
+            };
+            exit(i32::from(mapped().is_err()))
+        })?;
+        let count =
+            ids.users.iter().map(|(_, count)| count).fold(0, |sum: u32, count| sum.saturating_add(*count));
+        Ok(Self { running: vec![child], go, count: count - 1 })
+    }
+
     /// Lets them work; the number of ids, or `None` if one of them could not.
     fn map(self) -> Option<u32> {
         let started = write(&self.go, b"go").is_ok();
@@ -209,6 +249,16 @@ impl Helpers {
         }
         all.then_some(self.count)
     }
+}
+
+/// A map of each id to itself. The host's whole range is cut by one: by its map a namespace is told from the host's.
+fn identity(ranges: &[(u32, u32)]) -> String {
+    ranges
+        .iter()
+        .map(|&(first, count)| {
+            format!("{first} {first} {}\n", if count == u32::MAX { count - 1 } else { count })
+        })
+        .collect()
 }
 
 /// Only where the system keeps set-user-ID programs: `PATH` may lead into a checkout.
@@ -319,6 +369,14 @@ mod tests {
         assert_eq!(subordinate(file, 1000, None), Some((400_000, 20)));
         assert_eq!(subordinate(file, 8, Some("bob")), None);
         assert_eq!(user_name("root:x:0:0::/:/bin/sh\nbob:x:8:8::/:/bin/sh\n", 8).as_deref(), Some("bob"));
+    }
+
+    #[test]
+    fn root_maps_its_ids_to_themselves_and_is_told_from_the_host_s() {
+        assert_eq!(identity(&[(0, 1), (1, 65536)]), "0 0 1\n1 1 65536\n");
+        let all = identity(&[(0, u32::MAX)]);
+        assert_eq!(parse(&all), [(0, u32::MAX - 1)]);
+        assert!(Ids { users: parse(&all), groups: parse(&all), set_groups: true }.is_namespace());
     }
 
     #[test]

@@ -73,11 +73,21 @@ pub(crate) fn unmount_old_root() -> Result<(), Errno> {
     Ok(())
 }
 
-/// A mount of the host's `/sys`, unwritable: what a user namespace that shares the host's network may have.
-pub(crate) fn host_sys() -> Result<OwnedFd, Errno> {
+/// A mount of the host's `/proc` with all that is mounted there: what a user namespace may have in a container that
+/// hides parts of it. It shows the processes of the container.
+pub(crate) fn host_proc() -> Result<OwnedFd, Errno> {
+    host(c"/proc")
+}
+
+fn host(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let mount = open_tree(CWD, c"/sys", flags)?;
+    open_tree(CWD, path, flags)
+}
+
+/// A mount of the host's `/sys`, unwritable: what a user namespace that shares the host's network may have.
+pub(crate) fn host_sys() -> Result<OwnedFd, Errno> {
+    let mount = host(c"/sys")?;
     crate::sys::mount_setattr::mount_setattr(mount.as_fd(), RDONLY, crate::sys::mount_setattr::Reach::Tree)?;
     Ok(mount)
 }
