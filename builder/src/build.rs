@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use frontend::ast::Span;
 use frontend::diagnostic::{RenderStyle, Severity};
-use frontend::request::{Conversion, Converted, ImageRequest};
+use frontend::request::{Conversion, Converted, Devices, HostDevice, ImageRequest};
 use frontend::{Diagnostic, Dockerfile, lint};
 use image::Platform;
+use worker::cdi::Registry;
 use worker::source::resolve::{ImageError, Images};
 
 use crate::ci::Place;
@@ -130,6 +131,7 @@ pub(crate) fn frontend_request(
     request: &BuildRequest,
     context: &Context,
     contexts: &NamedContexts,
+    devices: &Registry,
     platform: Option<Platform>,
 ) -> frontend::request::Request {
     frontend::request::Request {
@@ -149,9 +151,24 @@ pub(crate) fn frontend_request(
         ulimits: request.ulimits.clone(),
         cgroup_parent: request.cgroup_parent.clone(),
         allow: request.allow.clone(),
+        devices: Some(described(devices)),
         proxy_env: request.proxy_env.clone(),
         source_date_epoch: request.source_date_epoch,
         multi_platform: request.platforms.len() > 1,
+    }
+}
+
+/// The host's devices, as the frontend is told of them.
+fn described(devices: &Registry) -> Devices {
+    let list = devices.devices().map(|device| HostDevice {
+        name: device.name.to_owned(),
+        class: device.class.map(str::to_owned),
+        auto_allow: device.auto_allow,
+    });
+    Devices {
+        list: list.collect(),
+        directories: devices.directories().iter().map(|path| path.display().to_string()).collect(),
+        problems: devices.problems().to_vec(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use worker::cdi;
 
 use crate::cli::defaults::Defaults;
 use crate::environment::Places;
@@ -21,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) root: Option<PathBuf>,
     /// `[store] limit`, bytes: more is pruned after a build.
     pub(crate) limit: Option<u64>,
+    /// `[cdi] spec-dirs`.
+    spec_dirs: Option<Vec<PathBuf>>,
     /// `[build]`: values by flag.
     build: BTreeMap<String, Vec<String>>,
 }
@@ -30,6 +33,7 @@ pub(crate) struct Config {
 struct File {
     store: Store,
     build: BTreeMap<String, OneOrMore>,
+    cdi: Cdi,
     /// Read by `registry`.
     #[serde(rename = "registry")]
     _registry: toml::Table,
@@ -40,6 +44,12 @@ struct File {
 struct Store {
     root: Option<PathBuf>,
     limit: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct Cdi {
+    spec_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +84,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Where specs of devices are.
+    pub(crate) fn device_specs(&self) -> Vec<PathBuf> {
+        self.spec_dirs.clone().unwrap_or_else(|| cdi::DIRECTORIES.map(PathBuf::from).to_vec())
+    }
+
     fn add(&mut self, path: &Path, text: &str) -> Result<(), Failure> {
         let invalid =
             |reason: &str| Failure::new(Class::Usage, format!("could not read {}: {reason}", path.display()));
@@ -81,6 +96,7 @@ impl Config {
         let limit = file.store.limit.map(|text| parse_size("limit", &text)).transpose();
         self.limit = self.limit.or(limit.map_err(|failure| invalid(&failure.message))?);
         self.root = self.root.take().or(file.store.root);
+        self.spec_dirs = self.spec_dirs.take().or(file.cdi.spec_dirs);
         let command = crate::cli::command();
         let build = command.find_subcommand("build").expect("there is one");
         for (name, values) in file.build {

@@ -244,6 +244,7 @@ fn worker(error: &WorkerError) -> (Class, Option<String>) {
         }
         WorkerError::Step { .. } | WorkerError::Start { .. } => (Class::Step, None),
         WorkerError::Plan(_)
+        | WorkerError::Device(_)
         | WorkerError::Account(_)
         | WorkerError::File(_)
         | WorkerError::Copy(_)

@@ -156,8 +156,19 @@ pub struct Run {
     pub network: Option<Word>,
     /// `--security`.
     pub security: Option<Word>,
-    /// `--device` values.
-    pub devices: Vec<Word>,
+    /// `--device`.
+    pub devices: Vec<Device>,
+}
+
+/// `--device` of a RUN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// `vendor/class` or `vendor/class=device`; not checked.
+    pub name: String,
+    /// The build fails if there is none.
+    pub required: bool,
+    /// The flag's value.
+    pub span: Span,
 }
 
 /// `<<EOF` and its body.

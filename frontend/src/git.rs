@@ -1,6 +1,7 @@
 //! Git URLs, as ADD and contexts take them: `git@host:path`, `ssh://`, `git://`, `http(s)://....git`, with
 //! `#ref:subdir` or `?ref=..&subdir=..`.
 
+use crate::value::boolean;
 use solver::op::Source;
 
 /// A git URL taken apart.
@@ -94,12 +95,13 @@ impl GitUrl {
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decoded(&value.replace('+', " "));
-            let flag = || match value.as_str() {
-                "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-                _ => {
-                    Err(GitUrlError::Value { key: key.to_owned(), value: value.clone(), url: url.to_owned() })
-                }
+            let flag = || {
+                let flag = if value.is_empty() { Some(true) } else { boolean(&value) };
+                flag.ok_or_else(|| GitUrlError::Value {
+                    key: key.to_owned(),
+                    value: value.clone(),
+                    url: url.to_owned(),
+                })
             };
             match key {
                 "ref" | "tag" | "branch" => {

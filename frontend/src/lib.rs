@@ -18,6 +18,7 @@ pub mod outline;
 pub mod stages;
 
 mod suggest;
+mod value;
 
 pub use ast::Dockerfile;
 pub use convert::convert;

@@ -43,14 +43,24 @@ pub struct Request {
     pub ulimits: Vec<String>,
     /// `--cgroup-parent`.
     pub cgroup_parent: Option<String>,
-    /// `--allow`: `network.host`, `security.insecure`, `device`.
+    /// `--allow`: `network.host`, `security.insecure`, `device`, `device=NAME[,alias=NAME]`.
     pub allow: Vec<String>,
+    /// The host's devices; `None` if nothing will run, so that nobody looks for them.
+    pub devices: Option<Devices>,
     /// Proxy variables of the host's configuration: given to RUN, not in keys or history.
     pub proxy_env: Vec<(String, String)>,
     /// `SOURCE_DATE_EPOCH`, seconds.
     pub source_date_epoch: Option<i64>,
     /// There is more than one `--platform`: names of steps start with theirs.
     pub multi_platform: bool,
+}
+
+impl Request {
+    /// The same where nothing will run, so that nothing needs permission or has to be there.
+    pub fn without_running(&self) -> Self {
+        let allow = ["network.host", "security.insecure"].map(str::to_owned).to_vec();
+        Self { allow, devices: None, ..self.clone() }
+    }
 }
 
 /// The main context.
@@ -64,6 +74,28 @@ pub enum MainContext {
     Source(Source),
     /// There is none (`-` with a bare Dockerfile): every path is missing.
     Empty,
+}
+
+/// Devices of the host that a RUN can have: what its CDI specs describe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// Sorted by name.
+    pub list: Vec<HostDevice>,
+    /// Where specs were looked for.
+    pub directories: Vec<String>,
+    /// What is wrong with specs, for the error if a device is missing.
+    pub problems: Vec<String>,
+}
+
+/// A device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDevice {
+    /// `vendor/class=name`.
+    pub name: String,
+    /// Its `org.mobyproject.buildkit.device.class`: another name, which it may share.
+    pub class: Option<String>,
+    /// Its spec says that every build may have it.
+    pub auto_allow: bool,
 }
 
 /// A named context: stands in for an image or stage of its name.

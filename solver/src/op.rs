@@ -104,8 +104,8 @@ pub struct Exec {
     pub network: Network,
     /// Sandbox.
     pub security: Security,
-    /// CDI device names (`vendor/class=name`) and whether they are required.
-    pub devices: Vec<(String, bool)>,
+    /// CDI devices of the host, by full name: `vendor/class=name`.
+    pub devices: Vec<String>,
     /// Host name; `None` for the default `buildkitsandbox`.
     pub hostname: Option<String>,
     /// Names of extra hosts. Their addresses are in [`Unkeyed::hosts`].

@@ -132,8 +132,7 @@ impl Worker {
             }
             plan.mounts.push(Mount { target, source: Source::Host(host), readonly });
         }
-        // Parents before what is below them; of two on one path the later is on top.
-        plan.mounts.sort_by_key(|mount| mount.target.split('/').filter(|part| !part.is_empty()).count());
+        plan.sort_mounts();
         plan.check()?;
         Ok(Prepared { plan, _held: held })
     }

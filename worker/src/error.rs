@@ -8,6 +8,7 @@ use image::tree::accounts::AccountError;
 use store::error::StoreError;
 use store::pool::Panicked;
 
+use crate::cdi::CdiError;
 use crate::diff::DiffError;
 use crate::exec::{Exit, PlanError, SpawnError, Status};
 use crate::file::FileError;
@@ -43,6 +44,9 @@ pub enum WorkerError {
     /// The op asks for what cannot be.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The step cannot have a device.
+    #[error(transparent)]
+    Device(#[from] CdiError),
     /// `USER` names nobody.
     #[error(transparent)]
     Account(#[from] AccountError),

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod sys;
 
 pub mod cache;
+pub mod cdi;
 
 pub mod container;
 

@@ -85,7 +85,10 @@ impl Worker {
             default_network: self.options().default_network,
             resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, network == Network::Host),
         };
-        let plan = exec::plan(exec, resolved)?;
+        let mut plan = exec::plan(exec, resolved)?;
+        if !exec.devices.is_empty() {
+            self.options().devices.apply(&exec.devices, &mut plan)?;
+        }
 
         let command = exec.args.join(" ");
         let started = Instant::now();

@@ -31,6 +31,7 @@ use store::registry::Progress;
 use store::root::Root;
 use store::timing::{self, Of};
 
+use crate::cdi::Registry;
 use crate::diff::Marks;
 use crate::error::WorkerError;
 use crate::exec::{Lower, Network, Secret};
@@ -62,6 +63,8 @@ pub struct Options {
     pub secrets: BTreeMap<String, Secret>,
     /// Sockets of SSH agents, by id.
     pub agents: BTreeMap<String, PathBuf>,
+    /// Devices of the host for steps that ask for them.
+    pub devices: Rc<Registry>,
     /// What a RUN without `--network` gets.
     pub default_network: Network,
     /// `SOURCE_DATE_EPOCH`: the latest time in layers that are made.

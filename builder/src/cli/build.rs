@@ -100,8 +100,8 @@ pub(crate) struct BuildArgs {
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub(crate) add_hosts: Vec<String>,
 
-    /// Allow what is off by default: `network.host`, `security.insecure`, `device`
-    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
+    /// Allow what is off by default: `network.host`, `security.insecure`, `device[=NAME[,alias=NAME]]`
+    #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<String>,
 
     /// Size of `/dev/shm` in steps, for example 128m

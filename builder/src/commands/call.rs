@@ -61,7 +61,7 @@ async fn check(
     let mut converted = Vec::new();
     let mut errors: Vec<Diagnostic> = Vec::new();
     for request in all_stages(parsed, requests) {
-        match build::convert(parsed, &request, images).await {
+        match build::convert(parsed, &request.without_running(), images).await {
             Ok(done) => converted.push(done),
             Err(Unconverted::Rejected(rejected)) => {
                 errors = rejected;

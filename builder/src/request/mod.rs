@@ -198,16 +198,7 @@ impl BuildRequest {
                 _ => Network::Default,
             },
             extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
-            allow: args
-                .allow
-                .iter()
-                .map(|name| match name.split('=').next().unwrap_or(name) {
-                    "network.host" | "security.insecure" | "device" => Ok(name.clone()),
-                    _ => Err(Failure::usage(format!(
-                        "unknown --allow {name:?}: expected network.host, security.insecure or device"
-                    ))),
-                })
-                .collect::<Result<_, _>>()?,
+            allow: args.allow.iter().map(|text| allow(text)).collect::<Result<Vec<_>, _>>()?.concat(),
             shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
             ulimits: args.ulimits,
             cgroup_parent: args.cgroup_parent,
@@ -228,6 +219,24 @@ impl BuildRequest {
             proxy_env: Vec::new(),
         })
     }
+}
+
+/// `--allow`: several with commas between them. A device's name may be followed by a comma and options.
+fn allow(text: &str) -> Result<Vec<String>, Failure> {
+    let (one, rest) = match text.split_once(',') {
+        Some((one, rest)) if !one.starts_with("device=") => (one, Some(rest)),
+        _ => (text, None),
+    };
+    if !matches!(one, "network.host" | "security.insecure" | "device") && !one.starts_with("device=") {
+        return Err(Failure::usage(format!(
+            "unknown --allow {one:?}: expected network.host, security.insecure, device or device=NAME"
+        )));
+    }
+    let mut all = vec![one.to_owned()];
+    if let Some(rest) = rest {
+        all.extend(allow(rest)?);
+    }
+    Ok(all)
 }
 
 /// `--cache-to`, and the build argument that asks for an inline cache.

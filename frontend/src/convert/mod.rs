@@ -8,6 +8,7 @@ mod args;
 mod asked;
 mod config;
 mod copy;
+mod devices;
 mod env;
 mod from;
 mod history;

@@ -5,6 +5,7 @@ use solver::op::{Mount, MountKind, Sharing};
 use crate::ast::{Span, Word};
 use crate::diagnostic::Diagnostic;
 use crate::suggest;
+use crate::value::{boolean, fields};
 
 use super::inputs::Inputs;
 use super::path;
@@ -38,7 +39,7 @@ const KEYS: [&str; 19] = [
 /// The stage, image or context a mount names; it is needed before variables have values, so it may have none.
 pub(super) fn from_of(text: &str) -> Result<Option<String>, String> {
     let mut from = None;
-    for field in fields(text)? {
+    for field in fields(text).map_err(in_mounts)? {
         let Some((key, value)) = field.split_once('=') else { continue };
         if !key.eq_ignore_ascii_case("from") {
             continue;
@@ -51,44 +52,8 @@ pub(super) fn from_of(text: &str) -> Result<Option<String>, String> {
     Ok(from)
 }
 
-/// The fields of one line of CSV: a field may stand in double quotes, which are doubled inside it.
-fn fields(text: &str) -> Result<Vec<String>, String> {
-    let bad = |what: &str| Err(format!("failed to parse csv mounts: {what} in field"));
-    let mut fields = Vec::new();
-    let mut rest = text;
-    loop {
-        let mut field = String::new();
-        if let Some(quoted) = rest.strip_prefix('"') {
-            rest = quoted;
-            loop {
-                let Some(end) = rest.find('"') else { return bad("extraneous or missing \"") };
-                field.push_str(&rest[..end]);
-                rest = &rest[end + 1..];
-                match rest.strip_prefix('"') {
-                    Some(more) => {
-                        field.push('"');
-                        rest = more;
-                    }
-                    None => break,
-                }
-            }
-            if !rest.is_empty() && !rest.starts_with(',') {
-                return bad("extraneous or missing \"");
-            }
-        } else {
-            let end = rest.find(',').unwrap_or(rest.len());
-            field.push_str(&rest[..end]);
-            rest = &rest[end..];
-            if field.contains('"') {
-                return bad("bare \"");
-            }
-        }
-        fields.push(field);
-        match rest.strip_prefix(',') {
-            Some(more) => rest = more,
-            None => return Ok(fields),
-        }
-    }
+fn in_mounts(reason: &str) -> String {
+    format!("failed to parse csv mounts: {reason}")
 }
 
 /// What the fields say, before defaults.
@@ -133,7 +98,7 @@ impl Fields {
     ) -> Result<Self, Diagnostic> {
         let error = |message: String| Diagnostic::error("mount", span, message);
         let mut mount = Self::default();
-        for field in fields(text).map_err(error)? {
+        for field in fields(text).map_err(in_mounts).map_err(error)? {
             let (key, value) = match field.split_once('=') {
                 Some((key, value)) => (key.to_lowercase(), Some(expand(value)?)),
                 None => (field.to_lowercase(), None),
@@ -250,15 +215,6 @@ impl Fields {
             return Err(format!("invalid cache sharing set for {} mount", self.kind.name()));
         }
         Ok(())
-    }
-}
-
-/// Go's `strconv.ParseBool`.
-fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
     }
 }
 
@@ -399,12 +355,6 @@ mod tests {
 
     fn parse(text: &str) -> Result<Fields, Diagnostic> {
         Fields::parse(text, Span::default(), |value| Ok(value.replace("$X", "expanded")))
-    }
-
-    #[test]
-    fn fields_are_csv() {
-        assert_eq!(fields(r#"a=b,"c=d,""e""",f"#).unwrap(), ["a=b", r#"c=d,"e""#, "f"]);
-        assert!(fields(r#""a"#).is_err() && fields(r#"a"b"#).is_err() && fields(r#""a"b"#).is_err());
     }
 
     #[test]

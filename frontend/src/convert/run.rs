@@ -188,39 +188,8 @@ impl StageBuilder<'_, '_> {
         }
     }
 
-    /// `vendor/class=name[,required]`.
-    fn devices(&self, run: &Run) -> Result<Vec<(String, bool)>, Diagnostic> {
-        let mut devices = Vec::with_capacity(run.devices.len());
-        for word in &run.devices {
-            self.allowed("device", word.span)?;
-            let mut name = String::new();
-            let mut required = false;
-            for field in word.value.split(',') {
-                match field.split_once('=') {
-                    None if field == "required" => required = true,
-                    Some(("required", "true" | "1")) => required = true,
-                    Some(("required", "false" | "0")) => required = false,
-                    Some(("name", value)) => value.clone_into(&mut name),
-                    _ if name.is_empty() && !field.is_empty() => field.clone_into(&mut name),
-                    _ => {
-                        let message = format!("unexpected field {field:?} of a device");
-                        return Err(Diagnostic::error("device", word.span, message));
-                    }
-                }
-            }
-            if name.is_empty() {
-                return Err(Diagnostic::error("device", word.span, "a device has no name"));
-            }
-            devices.push((name, required));
-        }
-        Ok(devices)
-    }
-
     fn allowed(&self, entitlement: &'static str, span: Span) -> Result<(), Diagnostic> {
-        let given = |allow: &String| {
-            allow == entitlement || allow.strip_prefix(entitlement).is_some_and(|rest| rest.starts_with('='))
-        };
-        if self.shared.request.allow.iter().any(given) {
+        if self.shared.request.allow.iter().any(|allow| allow == entitlement) {
             return Ok(());
         }
         Err(Diagnostic::error("not-allowed", span, format!("{entitlement} is not allowed"))

@@ -5,7 +5,7 @@ use solver::op::{Copy, Exec, FileAction, MountKind, Network, Security, Sharing, 
 use solver::{Op, VertexId};
 
 use super::*;
-use crate::request::{MainContext, NamedContext};
+use crate::request::{Devices, HostDevice, MainContext, NamedContext};
 
 fn request() -> Request {
     let platform: Platform = "linux/amd64".parse().unwrap();
@@ -389,15 +389,22 @@ fn run_mounts() {
 
 #[test]
 fn privileges_need_permission() {
-    for (flag, entitlement) in [
-        ("--network=host", "network.host"),
-        ("--security=insecure", "security.insecure"),
-        ("--device=v.com/c=d", "device"),
-    ] {
+    for (flag, entitlement) in
+        [("--network=host", "network.host"), ("--security=insecure", "security.insecure")]
+    {
         let text = format!("FROM base\nRUN {flag} x");
         assert_eq!(error(&text), format!("{entitlement} is not allowed"));
         converted_with(&text, &Request { allow: vec![entitlement.to_owned()], ..request() });
     }
+    let device = HostDevice { name: "v.com/c=d".to_owned(), class: None, auto_allow: false };
+    let devices = Some(Devices { list: vec![device], ..Devices::default() });
+    let asks = Request { devices, ..request() };
+    let text = "FROM base\nRUN --device=v.com/c=d --device=v.com/c --device=v.com/none x";
+    let refused = error_with(text, &asks);
+    assert_eq!(refused, "device v.com/c=d is requested by the build but not allowed");
+    let built = converted_with(text, &Request { allow: vec!["device".to_owned()], ..asks.clone() });
+    assert_eq!(built.exec().devices, ["v.com/c=d"]);
+    assert_eq!(converted_with(text, &asks.without_running()).exec().devices, [""; 0]);
     let none = converted("FROM base\nRUN --network=none x");
     assert_eq!((none.exec().network, none.exec().security), (Network::None, Security::Sandbox));
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::rules;
 use crate::ast::{Dockerfile, Span, Word};
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::value::boolean;
 
 /// The build argument that takes the place of the directive.
 pub const BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
@@ -83,7 +84,7 @@ impl Config {
                 "skip" => config.skip = Names::parse(value),
                 "experimental" => config.experimental = Names::parse(value),
                 "error" => {
-                    config.error = parse_bool(value.trim()).ok_or_else(|| {
+                    config.error = boolean(value.trim()).ok_or_else(|| {
                         format!("failed to parse check option {option:?}: it is not a boolean")
                     })?;
                 }
@@ -132,15 +133,6 @@ pub(super) fn check_comment(comment: &Word) -> Option<&str> {
 
 fn first_word(text: &str) -> &str {
     text.split_whitespace().next().unwrap_or_default()
-}
-
-/// Booleans as Go reads them.
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

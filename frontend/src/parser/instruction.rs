@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::device;
 use super::flag;
 use super::heredoc::{self, Opening};
 use super::json::{self, Json};
@@ -215,7 +216,7 @@ impl Context<'_, '_> {
             mounts: flag::list(flags, "mount"),
             network,
             security,
-            devices: flag::list(flags, "device"),
+            devices: flag::list(flags, "device").iter().map(device::parse).collect::<Parse<_>>()?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Dockerfile text to syntax tree. All errors are found at once: after one, parsing goes on with the next instruction.
 //! Nothing is expanded and no name is looked up here.
 
+mod device;
 mod directive;
 mod duration;
 mod flag;

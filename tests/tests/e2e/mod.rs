@@ -3,6 +3,7 @@ mod attestations;
 mod cache_here;
 mod cache_travels;
 mod command_line;
+mod devices;
 mod disk;
 mod doctor;
 mod first_build;

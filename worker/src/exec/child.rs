@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fstat, mkdirat, openat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fstat, mkdirat, mknodat, openat,
     symlinkat,
 };
 use rustix::io::{Errno, write};
@@ -99,6 +99,15 @@ pub(super) enum Source {
         path: CString,
     },
     Host(CString),
+    Device {
+        host: CString,
+        name: CString,
+        kind: FileType,
+        number: rustix::fs::Dev,
+        mode: u16,
+        uid: Uid,
+        gid: Gid,
+    },
     /// With its size, if limited.
     Tmpfs(Option<CString>),
     File {
@@ -232,20 +241,16 @@ fn no_devices(insecure: bool) -> u64 {
 }
 
 fn mount_sources(setup: &mut Setup) -> Result<(), Failure> {
-    let mut files = None;
+    let mut places = Places::default();
     let no_devices = no_devices(setup.insecure);
     for (index, mount) in setup.mounts.iter_mut().enumerate() {
-        let mounted = mount_source(mount, no_devices, &mut files).at_index(Phase::Source, index)?;
+        let mounted = mount_source(mount, no_devices, &mut places).at_index(Phase::Source, index)?;
         mount.mounted = Some(mounted);
     }
     Ok(())
 }
 
-fn mount_source(
-    mount: &Mount,
-    no_devices: u64,
-    files: &mut Option<OwnedFd>,
-) -> Result<(OwnedFd, Kind), Errno> {
+fn mount_source(mount: &Mount, no_devices: u64, places: &mut Places) -> Result<(OwnedFd, Kind), Errno> {
     let readonly = if mount.readonly { RDONLY } else { 0 };
     match &mount.source {
         Source::Files { root, path } => {
@@ -270,22 +275,29 @@ fn mount_source(
             mount_setattr(clone.as_fd(), no_devices | readonly, Reach::Tree)?;
             Ok((clone, kind))
         }
+        Source::Device { host, name, kind, number, mode, uid, gid } => {
+            let directory = Places::get(&mut places.devices, NOSUID | NOEXEC)?;
+            let mode = Mode::from_raw_mode(u32::from(*mode));
+            match mknodat(directory, name, *kind, mode, *number) {
+                Ok(()) => {
+                    chownat(directory, name, Some(*uid), Some(*gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                    let node = openat(directory, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+                    Ok((special::clone(node.as_fd(), Submounts::Excluded)?, Kind::File))
+                }
+                // In a user namespace.
+                Err(Errno::PERM) => Ok((host_device(host, *kind, *number)?, Kind::File)),
+                Err(errno) => Err(errno),
+            }
+        }
         Source::Tmpfs(size) => {
             let options = [(c"mode", c"1777"), (c"size", size.as_deref().unwrap_or(c"0"))];
             let options = if size.is_some() { &options[..] } else { &options[..1] };
             Ok((special::new(c"tmpfs", options, NOSUID | NODEV | readonly)?, Kind::Directory))
         }
         Source::File { name, content, mode, uid, gid } => {
-            let directory = match files {
-                Some(directory) => directory,
-                none => {
-                    let tmpfs = special::new(c"tmpfs", &[(c"mode", c"0700")], NOSUID | NODEV)?;
-                    park(&tmpfs)?;
-                    none.insert(tmpfs)
-                }
-            };
+            let directory = Places::get(&mut places.files, NOSUID | NODEV)?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = openat(&*directory, name.as_c_str(), flags, Mode::from_raw_mode(0o600))?;
+            let file = openat(directory, name.as_c_str(), flags, Mode::from_raw_mode(0o600))?;
             let mut rest = content.expose();
             while !rest.is_empty() {
                 let written = write(&file, rest)?;
@@ -299,6 +311,36 @@ fn mount_source(
             Ok((clone, Kind::File))
         }
     }
+}
+
+/// File systems that hold what is mounted file by file, made when first needed.
+#[derive(Debug, Default)]
+struct Places {
+    files: Option<OwnedFd>,
+    devices: Option<OwnedFd>,
+}
+
+impl Places {
+    fn get(place: &mut Option<OwnedFd>, attributes: u64) -> Result<&OwnedFd, Errno> {
+        match place {
+            Some(place) => Ok(place),
+            none => {
+                let tmpfs = special::new(c"tmpfs", &[(c"mode", c"0700")], attributes)?;
+                park(&tmpfs)?;
+                Ok(none.insert(tmpfs))
+            }
+        }
+    }
+}
+
+/// The host's own node of a device.
+fn host_device(path: &CStr, kind: FileType, number: rustix::fs::Dev) -> Result<OwnedFd, Errno> {
+    let node = open_host(path)?;
+    let stat = fstat(&node)?;
+    if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
+        return Err(Errno::PERM);
+    }
+    special::clone(node.as_fd(), Submounts::Excluded)
 }
 
 /// Something of the host, that rbuild or its user named.

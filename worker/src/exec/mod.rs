@@ -24,7 +24,8 @@ mod wait;
 
 pub use interactive::{Container, Io, RunError, run_container};
 pub use plan::{
-    Access, Given, Identity, Limit, Lower, Mount, Network, Plan, PlanError, Resolved, Root, Source, plan,
+    Access, DeviceNumber, Given, Identity, Limit, Lower, Mount, Network, Plan, PlanError, Resolved, Root,
+    Source, plan,
 };
 pub use secret::Secret;
 pub use spawn::{ExecError, SpawnError, Stdio, spawn};

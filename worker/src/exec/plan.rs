@@ -13,6 +13,7 @@ use solver::op::{self, MountKind, Security};
 use super::names;
 use super::secret::Secret;
 use crate::isolate::limits::{self, LimitError};
+use crate::isolate::masks;
 use crate::mount::scratch::Scratch;
 
 pub use crate::isolate::limits::Limit;
@@ -100,6 +101,19 @@ pub enum Source {
         /// Largest size in bytes.
         size: Option<u64>,
     },
+    /// A device of the host, as a node of the sandbox's own. Without the right to make one, it is the host's node.
+    Device {
+        /// The host's node.
+        host: PathBuf,
+        /// Which device, if the host's node need not say it.
+        number: Option<DeviceNumber>,
+        /// Permission bits.
+        mode: u16,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
     /// A file that exists in the sandbox's mount namespace only.
     File {
         /// What is in it.
@@ -111,6 +125,17 @@ pub enum Source {
         /// Group.
         gid: u32,
     },
+}
+
+/// A device, as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNumber {
+    /// A block device; else a character device.
+    pub block: bool,
+    /// Of its driver.
+    pub major: u32,
+    /// Among its driver's.
+    pub minor: u32,
 }
 
 /// Whose process it is.
@@ -277,10 +302,7 @@ pub fn plan(exec: &op::Exec, resolved: Resolved) -> Result<Plan, PlanError> {
     for (mount, given) in exec.mounts.iter().zip(resolved.mounts) {
         add_mount(mount, given, &mut mounts, &mut env, &mut secret_env)?;
     }
-    // Stable: of two on the same path the later one is on top.
-    mounts.sort_by_key(|mount| components(&mount.target).count());
-
-    let plan = Plan {
+    let mut plan = Plan {
         root: resolved.root,
         read_only: false,
         skeletons: resolved.skeletons,
@@ -298,6 +320,7 @@ pub fn plan(exec: &op::Exec, resolved: Resolved) -> Result<Plan, PlanError> {
         shm_size: exec.shm_size.filter(|size| *size > 0).unwrap_or(SHM_SIZE),
         cgroup_parent: exec.cgroup_parent.clone(),
     };
+    plan.sort_mounts();
     plan.check()?;
     Ok(plan)
 }
@@ -320,7 +343,7 @@ impl Plan {
         absolute(&self.cwd, "working directory")?;
         for mount in &self.mounts {
             absolute(&mount.target, "mount target")?;
-            if is_reserved(&mount.target) {
+            if is_reserved(&mount.target, matches!(mount.source, Source::Device { .. })) {
                 return Err(PlanError::Reserved(mount.target.clone()));
             }
             if let Source::Files { path, .. } = &mount.source {
@@ -328,6 +351,11 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Puts parents before what is below them. Of two on the same path the later one stays on top.
+    pub(crate) fn sort_mounts(&mut self) {
+        self.mounts.sort_by_key(|mount| components(&mount.target).count());
     }
 
     /// The value of a variable, the last one of that name.
@@ -417,11 +445,17 @@ fn absolute(path: &str, what: &'static str) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// The root, `/proc`, `/sys` and all below them, `/dev` itself and what the sandbox makes in it.
-fn is_reserved(target: &str) -> bool {
+/// The root, `/proc`, `/sys` and all below them, `/dev` itself and what the sandbox makes in it. Other names in `/dev` are
+/// for devices.
+fn is_reserved(target: &str, is_device: bool) -> bool {
     let parts: Vec<&str> = components(target).collect();
     match parts.as_slice() {
         [] | ["proc" | "sys", ..] | ["dev"] => true,
+        ["dev", name] if is_device => {
+            let made = masks::DEVICES.iter().chain(masks::LINKS).map(|(made, _)| made.to_bytes());
+            let others = [&b"shm"[..], b"mqueue", b"pts", b"console"];
+            made.chain(others).any(|made| made == name.as_bytes())
+        }
         ["dev", name] => !matches!(*name, "shm" | "mqueue"),
         ["dev", "pts", ..] => true,
         _ => false,

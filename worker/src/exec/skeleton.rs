@@ -53,7 +53,7 @@ fn points(mounts: &[Mount]) -> Vec<(String, Kind)> {
         ["dev", "proc", "sys"].into_iter().map(|name| (name.to_owned(), Kind::Directory)).collect();
     for mount in mounts {
         let kind = match &mount.source {
-            Source::File { .. } => Kind::File,
+            Source::File { .. } | Source::Device { .. } => Kind::File,
             Source::Tmpfs { .. } => Kind::Directory,
             Source::Files { path, .. } if components(path).next().is_none() => Kind::Directory,
             // Only its source says what it is.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid, fcntl_getfl, fcntl_setfl, open};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Resource;
@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::child::{self, Files, Setup, Standard};
 use super::guardian;
-use super::plan::{Access, Identity, Limit, Lower, Network, Plan, PlanError, Root, Source};
+use super::plan::{Access, DeviceNumber, Identity, Limit, Lower, Network, Plan, PlanError, Root, Source};
 use super::program::{NO_INTERPRETER, Program};
 use super::report::{self, Failure, Message, Phase, above_standard};
 use super::skeleton;
@@ -347,6 +347,31 @@ fn prepare_mount(
         }
         Source::Host(path) => child::Source::Host(host_path(path)?),
         Source::Tmpfs { size } => child::Source::Tmpfs(size.map(number)),
+        Source::Device { host, number, mode, uid, gid } => {
+            let path = host_path(host)?;
+            let open = |source| SpawnError::Open { path: host.clone(), source };
+            let stat = rustix::fs::stat(host).map_err(open)?;
+            let (kind, number) = match number {
+                Some(DeviceNumber { block, major, minor }) => {
+                    let kind = if *block { FileType::BlockDevice } else { FileType::CharacterDevice };
+                    (kind, rustix::fs::makedev(*major, *minor))
+                }
+                None => (FileType::from_raw_mode(stat.st_mode), stat.st_rdev),
+            };
+            if !matches!(kind, FileType::BlockDevice | FileType::CharacterDevice) {
+                return Err(open(Errno::NODEV));
+            }
+            child::Source::Device {
+                host: path,
+                name: self::number(index as u64),
+                kind,
+                number,
+                mode: *mode,
+                // Without such an id, it is root's.
+                uid: Uid::from_raw(if ids.has_user(*uid) { *uid } else { 0 }),
+                gid: Gid::from_raw(if ids.has_group(*gid) { *gid } else { 0 }),
+            }
+        }
         Source::File { content, mode, uid, gid } => {
             if !ids.has_user(*uid) || !ids.has_group(*gid) {
                 return Err(SpawnError::NoSuchId { uid: *uid, gid: *gid });

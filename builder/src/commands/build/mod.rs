@@ -20,6 +20,7 @@ use solver::record::SnapshotLayer;
 use store::registry::Client;
 use store::root::Root;
 use store::timing::{self, Of};
+use worker::cdi::Registry;
 use worker::exec::Secret;
 use worker::source::remote::{Access, Remotes};
 use worker::source::resolve::{Images, Policy};
@@ -102,6 +103,7 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             remotes: remotes.clone(),
             secrets,
             agents,
+            devices: Rc::new(Registry::load(&session.config.device_specs())),
             began: seconds_now(),
             digest: RefCell::default(),
             images: RefCell::default(),
@@ -126,6 +128,7 @@ struct Build<'a> {
     remotes: Rc<Remotes>,
     secrets: BTreeMap<String, Secret>,
     agents: Agents,
+    devices: Rc<Registry>,
     /// Its name, in metadata and for `rbuild logs`.
     id: String,
     /// When it began, seconds since the epoch.
@@ -157,7 +160,9 @@ impl Build<'_> {
         }
         let requests: Vec<_> = platforms
             .into_iter()
-            .map(|platform| build::frontend_request(self.request, self.context, &contexts, platform))
+            .map(|platform| {
+                build::frontend_request(self.request, self.context, &contexts, &self.devices, platform)
+            })
             .collect();
         if self.request.call != Call::Build {
             return super::call::call(self.request.call, self.parsed, &requests, &images).await;

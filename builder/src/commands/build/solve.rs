@@ -160,6 +160,7 @@ impl Build<'_> {
             contexts: directories,
             secrets: self.secrets.clone(),
             agents: self.agents.sockets.clone(),
+            devices: self.devices.clone(),
             default_network: Network::Host,
             // Layers in the cache have the times they were made with: `export::retime` cuts them.
             epoch: None,
