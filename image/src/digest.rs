@@ -149,10 +149,19 @@ digest_with_meaning! {
 impl ChainId {
     /// The chain ID of `diff_ids`, bottom first; `None` for no layers at all.
     pub fn of(diff_ids: &[DiffId]) -> Option<Self> {
-        let (first, rest) = diff_ids.split_first()?;
-        Some(Self(
-            rest.iter().fold(first.0, |chain, diff_id| Digest::of(format!("{chain} {diff_id}").as_bytes())),
-        ))
+        Self::each(diff_ids).last()
+    }
+
+    /// The chain IDs of the lowest layer, of the lowest two, and so on.
+    pub fn each(diff_ids: &[DiffId]) -> impl Iterator<Item = Self> {
+        diff_ids.iter().scan(None, |chain: &mut Option<Digest>, diff_id| {
+            let next = match chain {
+                Some(chain) => Digest::of(format!("{chain} {diff_id}").as_bytes()),
+                None => diff_id.0,
+            };
+            *chain = Some(next);
+            Some(Self(next))
+        })
     }
 }
 

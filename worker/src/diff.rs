@@ -109,6 +109,36 @@ pub fn write_layer<W: Write + Send>(
     Ok(layer.finish()?)
 }
 
+/// Whether there is so little in `upper` that its layer is written before another thread would have woken up.
+pub fn is_small(upper: BorrowedFd<'_>) -> bool {
+    let (mut files, mut bytes) = (0, 0);
+    let mut directories = vec![BString::default()];
+    while let Some(path) = directories.pop() {
+        let Ok(dir) = inside::open_dir(upper, &path) else { return false };
+        let Ok(names) = inside::list(dir.as_fd()) else { return false };
+        files += names.len();
+        if files > SMALL_FILES {
+            return false;
+        }
+        for name in names {
+            match rustix::fs::statat(&dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                    directories.push(image::tree::path::join(&path, &name));
+                }
+                Ok(stat) => bytes += stat.st_size,
+                Err(_) => return false,
+            }
+        }
+        if bytes > SMALL_BYTES {
+            return false;
+        }
+    }
+    true
+}
+
+const SMALL_FILES: usize = 32;
+const SMALL_BYTES: i64 = 64 << 10;
+
 /// The changes that `upper` holds, in order. Files have no content digest yet.
 pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, DiffError> {
     let mut scan = Scan {

@@ -355,7 +355,8 @@ impl Worker {
         let fd = open().map_err(|errno| WorkerError::Io { path: upper.to_owned(), source: errno.into() })?;
         let new = self.root().layers().create()?;
         let (marks, latest_mtime) = (self.marks(), self.options().epoch);
-        pool::spawn(move || -> Result<Stored, WorkerError> {
+        let small = diff::is_small(fd.as_fd());
+        let write = move || -> Result<Stored, WorkerError> {
             let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
             let options = diff::Options { marks, stubs: &[], lower: Some(&lower), latest_mtime };
             let diff = timing::phase("diff", of);
@@ -363,8 +364,8 @@ impl Worker {
             diff.end();
             let _phase = timing::phase("store", of);
             Ok(new.commit(index)?)
-        })
-        .await?
+        };
+        if small { write() } else { pool::spawn(write).await? }
     }
 }
 

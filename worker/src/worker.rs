@@ -178,6 +178,9 @@ impl Worker {
             }
         }
         let mounter = self.mounter();
+        if mounter.is_quick(&layers) {
+            return Ok(mounter.lowers(&layers)?);
+        }
         Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
     }
 

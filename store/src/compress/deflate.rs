@@ -91,15 +91,18 @@ pub(super) fn deflate(input: &[u8], start: usize, last: bool, out: &mut Vec<u8>)
     bits.finish();
 }
 
+#[inline]
 fn load(input: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(input[at..at + 8].try_into().expect("eight bytes"))
 }
 
+#[inline]
 fn load4(input: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(input[at..at + 4].try_into().expect("four bytes"))
 }
 
 /// Of the first five bytes.
+#[inline]
 fn hash(bytes: u64) -> usize {
     ((bytes << 24).wrapping_mul(0x9e37_79b1_85eb_ca87) >> (64 - HASH_BITS)) as usize
 }
@@ -142,6 +145,7 @@ impl Block {
         }
     }
 
+    #[inline]
     fn matched(&mut self, mut literals: usize, mut len: usize, distance: usize) {
         while len > 0 {
             // What is left must be a match too.
@@ -315,6 +319,7 @@ struct Symbol {
     extra: u32,
 }
 
+#[inline]
 fn length_symbol(len: u16) -> Symbol {
     let len = u32::from(len);
     if len == 258 {
@@ -331,6 +336,7 @@ fn length_symbol(len: u16) -> Symbol {
 }
 
 /// Of a distance less one.
+#[inline]
 fn distance_symbol(rest: u16) -> Symbol {
     let rest = u32::from(rest);
     if rest < 4 {
@@ -478,12 +484,14 @@ impl<'a> Bits<'a> {
     }
 
     /// Adds a code. At most 56 bits between two flushes.
+    #[inline]
     fn add(&mut self, code: Code) {
         self.buffer |= u64::from(code.code) << self.filled;
         self.filled += code.bits;
     }
 
     /// Moves whole bytes out.
+    #[inline]
     fn flush(&mut self) {
         if self.at + 8 > self.out.len() {
             self.grow();

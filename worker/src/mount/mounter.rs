@@ -66,6 +66,9 @@ pub trait Mounter: fmt::Debug + Send + Sync {
     /// The layers must be in the store and leased as long as the result is used.
     fn lowers(&self, layers: &[DiffId]) -> Result<Vec<Lower>, MountError>;
 
+    /// Whether [`Mounter::lowers`] has next to nothing to do: all are ready, or all but the top one, which was adopted.
+    fn is_quick(&self, layers: &[DiffId]) -> bool;
+
     /// Takes the upper directory that `layer` was made of in place of the layer, so that the next step need not wait for
     /// anything. It is moved and must be on the root's file system; if it is not taken, it stays where it is.
     fn adopt(&self, layer: &DiffId, upper: &Path) -> Result<(), MountError>;
@@ -223,6 +226,10 @@ impl Mounter for Directories {
         self.ready.lowers(&self.root, layers, |layer| self.prepare(layer))
     }
 
+    fn is_quick(&self, layers: &[DiffId]) -> bool {
+        self.ready.has_all_but_adopted(&self.root, layers)
+    }
+
     fn adopt(&self, layer: &DiffId, upper: &Path) -> Result<(), MountError> {
         let path = self.root.layers().mount_path(layer);
         let _lock = self.root.locks().lock_blocking(path.as_os_str().as_encoded_bytes())?;
@@ -278,6 +285,10 @@ impl Mounter for InPlace {
         self.ready.lowers(&self.root, layers, |layer| self.prepare(layer))
     }
 
+    fn is_quick(&self, layers: &[DiffId]) -> bool {
+        self.ready.has_all_but_adopted(&self.root, layers)
+    }
+
     fn adopt(&self, layer: &DiffId, upper: &Path) -> Result<(), MountError> {
         self.directories.adopt(layer, upper)
     }
@@ -298,13 +309,21 @@ struct Ready {
 }
 
 impl Ready {
+    fn has_all_but_adopted(&self, root: &Root, layers: &[DiffId]) -> bool {
+        let Some((top, below)) = layers.split_last() else { return true };
+        let ready = self.lowers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever made a layer ready made all below it ready.
+        ChainId::of(below).is_none_or(|chain| ready.contains_key(&chain))
+            && root.layers().mount_path(top).exists()
+    }
+
     fn lowers(
         &self,
         root: &Root,
         layers: &[DiffId],
         prepare: impl Fn(&Settled) -> Result<Lower, MountError> + Sync,
     ) -> Result<Vec<Lower>, MountError> {
-        let chains: Vec<ChainId> = (1..=layers.len()).filter_map(|n| ChainId::of(&layers[..n])).collect();
+        let chains: Vec<ChainId> = ChainId::each(layers).collect();
         let known: Vec<Option<Option<Lower>>> = {
             let ready = self.lowers.lock().unwrap_or_else(PoisonError::into_inner);
             chains.iter().map(|chain| ready.get(chain).cloned()).collect()
@@ -337,17 +356,18 @@ impl Ready {
             below.push(layer.index.clone());
             settled.push(layer);
         }
-        let lowers: Vec<Option<Lower>> = store::pool::pool().install(|| {
-            known
-                .into_par_iter()
-                .zip(&settled)
-                .map(|(known, layer)| match known {
-                    Some(known) => Ok(known),
-                    None if layer.index.is_empty() => Ok(None),
-                    None => prepare(layer).map(Some),
-                })
-                .collect::<Result<_, _>>()
-        })?;
+        let missing = known.iter().filter(|known| known.is_none()).count();
+        let ready = |(known, layer): (Option<Option<Lower>>, &Settled)| match known {
+            Some(known) => Ok(known),
+            None if layer.index.is_empty() => Ok(None),
+            None => prepare(layer).map(Some),
+        };
+        let lowers: Vec<Option<Lower>> = match missing {
+            // The pool's threads need not be woken for it.
+            ..=1 => known.into_iter().zip(&settled).map(ready).collect::<Result<_, _>>()?,
+            _ => store::pool::pool()
+                .install(|| known.into_par_iter().zip(&settled).map(ready).collect::<Result<_, _>>())?,
+        };
         let mut ready = self.lowers.lock().unwrap_or_else(PoisonError::into_inner);
         ready.extend(chains.into_iter().zip(lowers.iter().cloned()));
         Ok(shown(lowers))

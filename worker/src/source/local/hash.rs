@@ -24,9 +24,11 @@ use super::{LocalError, Seen, Stamp, read_error, xattrs};
 use crate::inside;
 
 /// What hashing came to.
-pub(super) struct Hashed {
-    /// What is known now of the files that were seen.
-    rows: Vec<StatRow>,
+pub(super) struct Hashed<'k> {
+    /// What was known before of the files that were seen.
+    known: Vec<&'k StatRow>,
+    /// What is known now of those that were read.
+    read: Vec<StatRow>,
     /// Files that were read.
     pub(super) files: usize,
     /// Their size in bytes.
@@ -34,24 +36,33 @@ pub(super) struct Hashed {
 }
 
 /// Fills in contents and attributes of the regular files in `seen`.
-pub(super) fn hash(
+pub(super) fn hash<'k>(
     root: BorrowedFd<'_>,
     seen: &mut [Seen],
-    known: &StatCache,
+    known: &'k StatCache,
     cancel: &Cancel,
-) -> Result<Hashed, LocalError> {
-    let mut rows = Vec::with_capacity(seen.len());
+) -> Result<Hashed<'k>, LocalError> {
+    let look_up = |seen: &mut Seen| -> Option<&'k StatRow> {
+        let Kind::File { content, .. } = &mut seen.entry.kind else { return None };
+        let row = known.get(seen.stamp.dev, seen.stamp.ino).filter(|row| is_clean(row, &seen.stamp))?;
+        *content = row.content;
+        Some(row)
+    };
+    let rows: Vec<Option<&StatRow>> = match seen.len() {
+        // The pool need not be made for it.
+        ..FEW => seen.iter_mut().map(look_up).collect(),
+        _ => store::pool::pool().install(|| seen.par_iter_mut().with_min_len(FEW).map(look_up).collect()),
+    };
     let mut unknown = Vec::new();
     // Of several names of a file, the one that is read, and the others.
     let mut first: HashMap<(u64, u64), usize> = HashMap::new();
     let mut others: Vec<(usize, usize)> = Vec::new();
-    for (index, seen) in seen.iter_mut().enumerate() {
-        let Kind::File { content, .. } = &mut seen.entry.kind else { continue };
+    for (index, (seen, row)) in seen.iter().zip(&rows).enumerate() {
+        if row.is_some() || !matches!(seen.entry.kind, Kind::File { .. }) {
+            continue;
+        }
         let Stamp { dev, ino, links, .. } = seen.stamp;
-        if let Some(row) = known.get(dev, ino).filter(|row| is_clean(row, &seen.stamp)) {
-            *content = row.content;
-            rows.push(*row);
-        } else if links > 1 && first.contains_key(&(dev, ino)) {
+        if links > 1 && first.contains_key(&(dev, ino)) {
             others.push((index, first[&(dev, ino)]));
         } else {
             first.extend((links > 1).then_some(((dev, ino), index)));
@@ -65,15 +76,15 @@ pub(super) fn hash(
         read(root, &seen[*index])
     };
     let read: Vec<(Seen, StatRow)> = match unknown.len() {
-        // The pool need not be made for it.
         0..=1 => unknown.iter().map(read).collect::<Result<_, _>>()?,
         _ => store::pool::pool().install(|| unknown.par_iter().map(read).collect::<Result<_, _>>())?,
     };
-    let mut hashed = Hashed { rows, files: read.len(), bytes: 0 };
+    let known = rows.into_iter().flatten().collect();
+    let mut hashed = Hashed { known, read: Vec::new(), files: read.len(), bytes: 0 };
     for (index, (new, row)) in unknown.into_iter().zip(read) {
         hashed.bytes += row.size;
         if new.entry.xattrs.is_empty() {
-            hashed.rows.push(row);
+            hashed.read.push(row);
         }
         seen[index] = new;
     }
@@ -85,18 +96,18 @@ pub(super) fn hash(
     Ok(hashed)
 }
 
-impl Hashed {
+impl Hashed<'_> {
     /// What to know next time: of a whole directory what was seen, else that and what was known of the rest. `None`
     /// if nothing is new.
     pub(super) fn cache(self, known: &StatCache, whole: bool) -> Option<StatCache> {
-        if self.files == 0 && !whole {
+        // As many as before: the same, or some of them twice.
+        if self.files == 0 && (!whole || self.known.len() >= known.rows().len()) {
             return None;
         }
-        let mut rows = if whole { Vec::new() } else { known.rows().to_vec() };
-        rows.extend(self.rows);
-        let cache = StatCache::new(rows);
-        // Rows that were not read are known ones.
-        (self.files > 0 || cache.rows().len() != known.rows().len()).then_some(cache)
+        let mut rows: Vec<StatRow> =
+            if whole { self.known.into_iter().copied().collect() } else { known.rows().to_vec() };
+        rows.extend(self.read);
+        Some(StatCache::new(rows))
     }
 }
 
@@ -177,6 +188,9 @@ fn now_ns() -> i64 {
     let now = rustix::time::clock_gettime(ClockId::Realtime);
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
+
+/// So many files are looked up by one thread.
+const FEW: usize = 4096;
 
 /// How often a file that changes is read.
 const TRIES: usize = 3;

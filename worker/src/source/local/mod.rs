@@ -21,6 +21,7 @@ use image::layer::{Entry, Kind};
 use image::tree::pattern::PatternError;
 use image::tree::resolve::ResolveError;
 use image::tree::{Patterns, Pick, Tree, path};
+use rayon::slice::ParallelSliceMut as _;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use solver::Cancel;
@@ -128,7 +129,12 @@ impl Directory {
         let (below, skipped) = walk::walk(self, found.roots, cancel)?;
         seen.extend(below);
         // What is both on the way and wanted, is wanted.
-        seen.sort_by(|a, b| path::compare(&a.entry.path, &b.entry.path).then(b.wanted.cmp(&a.wanted)));
+        let order =
+            |a: &Seen, b: &Seen| path::compare(&a.entry.path, &b.entry.path).then(b.wanted.cmp(&a.wanted));
+        match seen.len() {
+            ..MANY => seen.sort_unstable_by(order),
+            _ => store::pool::pool().install(|| seen.par_sort_unstable_by(order)),
+        }
         seen.dedup_by(|later, first| later.entry.path == first.entry.path);
         let mut seen = without_empty(seen);
         let read = hash::hash(self.root.as_fd(), &mut seen, known, cancel)?;
@@ -159,6 +165,9 @@ impl Directory {
         self.root.as_fd()
     }
 }
+
+/// So many files are sorted by all threads.
+const MANY: usize = 4096;
 
 /// Leaves out the directories that were only looked through and have nothing in them.
 fn without_empty(seen: Vec<Seen>) -> Vec<Seen> {
