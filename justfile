@@ -24,4 +24,4 @@ check:
 
 # Measure against what else is installed; writes docs/benchmarks.md
 bench:
-    ./bench/run
+    ./bench/run --write
