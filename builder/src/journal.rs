@@ -14,6 +14,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -56,23 +57,27 @@ pub(crate) struct Step {
 #[derive(Debug)]
 pub(crate) struct Journal {
     sender: SyncSender<Message>,
+    states: States,
     thread: JoinHandle<()>,
     began: Instant,
 }
+
+/// How steps ended. Looked at once, at the end: a cached build has thousands of them in a moment.
+type States = Arc<Mutex<Vec<(usize, &'static str)>>>;
 
 /// Takes in the events of one definition.
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
     sender: SyncSender<Message>,
+    states: States,
     /// The number of its first step.
     first: usize,
 }
 
 enum Message {
     Steps(Vec<String>, SyncSender<usize>),
-    State(usize, &'static str),
     Log(usize, Vec<u8>),
-    End { result: String, digest: Option<String>, seconds: f64 },
+    End { states: Vec<(usize, &'static str)>, result: String, digest: Option<String>, seconds: f64 },
 }
 
 impl Journal {
@@ -96,7 +101,7 @@ impl Journal {
             }
             sweep(&builds);
         });
-        Self { sender, thread, began: Instant::now() }
+        Self { sender, states: States::default(), thread, began: Instant::now() }
     }
 
     /// Takes in the steps of a definition, and then what happens to them.
@@ -105,13 +110,14 @@ impl Journal {
         let (reply, first) = sync_channel(1);
         let sent = self.sender.send(Message::Steps(names, reply));
         let first = sent.ok().and_then(|()| first.recv().ok()).unwrap_or(0);
-        Listener { sender: self.sender.clone(), first }
+        Listener { sender: self.sender.clone(), states: self.states.clone(), first }
     }
 
     /// Writes down how it ended, and waits until that is done.
     pub(crate) fn finish(self, result: &str, digest: Option<String>) {
         let seconds = self.began.elapsed().as_secs_f64();
-        let _gone = self.sender.send(Message::End { result: result.to_owned(), digest, seconds });
+        let states = std::mem::take(&mut *self.states.lock().unwrap_or_else(PoisonError::into_inner));
+        let _gone = self.sender.send(Message::End { states, result: result.to_owned(), digest, seconds });
         let _panicked = self.thread.join();
     }
 }
@@ -119,15 +125,18 @@ impl Journal {
 impl Listener {
     /// Something happened.
     pub(crate) fn note(&self, event: &Event) {
-        let message = match event {
-            Event::Cached(id) => Message::State(self.number(*id), "cached"),
-            Event::Completed(id) => Message::State(self.number(*id), "done"),
-            Event::Failed(id, _) => Message::State(self.number(*id), "failed"),
-            Event::Cancelled(id) => Message::State(self.number(*id), "cancelled"),
-            Event::Log { vertex, data, .. } => Message::Log(self.number(*vertex), data.clone()),
+        let (id, state) = match event {
+            Event::Cached(id) => (*id, "cached"),
+            Event::Completed(id) => (*id, "done"),
+            Event::Failed(id, _) => (*id, "failed"),
+            Event::Cancelled(id) => (*id, "cancelled"),
+            Event::Log { vertex, data, .. } => {
+                let _gone = self.sender.send(Message::Log(self.number(*vertex), data.clone()));
+                return;
+            }
             Event::Started(_) | Event::Missed(..) | Event::Progress { .. } => return,
         };
-        let _gone = self.sender.send(message);
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).push((self.number(id), state));
     }
 
     /// The number of a step in `rbuild logs`.
@@ -150,14 +159,14 @@ impl Writer {
                 let _gone = reply.send(self.entry.steps.len() + 1);
                 self.entry.steps.extend(names.into_iter().map(|name| Step { name, ..Step::default() }));
             }
-            Message::State(number, state) => {
-                if let Some(step) = self.entry.steps.get_mut(number - 1) {
-                    state.clone_into(&mut step.state);
-                }
-            }
             Message::Log(number, data) if works => self.log(number, &data),
             Message::Log(..) => {}
-            Message::End { result, digest, seconds } => {
+            Message::End { states, result, digest, seconds } => {
+                for (number, state) in states {
+                    if let Some(step) = self.entry.steps.get_mut(number - 1) {
+                        state.clone_into(&mut step.state);
+                    }
+                }
                 self.entry.result = result;
                 self.entry.digest = digest;
                 self.entry.seconds = Some(seconds);
@@ -239,7 +248,7 @@ mod tests {
         let names = vec!["FROM x".to_owned(), "RUN y".to_owned()];
         journal.sender.send(Message::Steps(names, reply)).unwrap();
         assert_eq!(first.recv().unwrap(), 1);
-        journal.sender.send(Message::State(1, "cached")).unwrap();
+        journal.states.lock().unwrap().push((1, "cached"));
         journal.sender.send(Message::Log(2, b"a\n".to_vec())).unwrap();
         journal.sender.send(Message::Log(2, b"b\n".to_vec())).unwrap();
         journal.finish("done", Some("sha256:x".to_owned()));

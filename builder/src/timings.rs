@@ -52,23 +52,41 @@ fn name(of: &Of, steps: &[String]) -> String {
     }
 }
 
-/// A line for each step, with its phases in the order in which they began.
-fn table(phases: &[Timed], name: impl Fn(&Of) -> String) -> String {
-    let mut rows: Vec<(Of, Vec<(&str, Duration)>)> = Vec::new();
-    for phase in phases {
-        let at = rows.iter().position(|(of, _)| *of == phase.of).unwrap_or_else(|| {
-            rows.push((phase.of, Vec::new()));
-            rows.len() - 1
-        });
-        match rows[at].1.iter_mut().find(|(what, _)| *what == phase.what) {
+struct Row<'a> {
+    of: Of,
+    /// With something, of what was added so far.
+    busy: Duration,
+    until: Duration,
+    phases: Vec<(&'a str, Duration)>,
+}
+
+impl<'a> Row<'a> {
+    /// Adds a phase that began no earlier than those before. Phases may lie in each other: time counts once for the
+    /// whole.
+    fn add(&mut self, phase: &'a Timed) {
+        let end = phase.began + phase.took;
+        self.busy += end.saturating_sub(self.until.max(phase.began));
+        self.until = self.until.max(end);
+        match self.phases.iter_mut().find(|(what, _)| *what == phase.what) {
             Some((_, took)) => *took += phase.took,
-            None => rows[at].1.push((phase.what, phase.took)),
+            None => self.phases.push((phase.what, phase.took)),
         }
     }
+}
+
+/// A line for each step, with its phases in the order in which they began.
+fn table(phases: &[Timed], name: impl Fn(&Of) -> String) -> String {
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    for phase in phases {
+        let at = rows.iter().position(|row| row.of == phase.of).unwrap_or_else(|| {
+            rows.push(Row { of: phase.of, busy: Duration::ZERO, until: Duration::ZERO, phases: Vec::new() });
+            rows.len() - 1
+        });
+        rows[at].add(phase);
+    }
     let mut out = String::from("\nTimings, in milliseconds:\n");
-    for (of, phases) in rows {
-        let total: Duration = phases.iter().map(|(_, took)| *took).sum();
-        let _ = write!(out, "{:9.2}  {}\n          ", millis(total), name(&of));
+    for Row { of, busy, phases, .. } in rows {
+        let _ = write!(out, "{:9.2}  {}\n          ", millis(busy), name(&of));
         for (what, took) in phases {
             let _ = write!(out, "  {what} {:.2}", millis(took));
         }
@@ -117,6 +135,7 @@ mod tests {
             Timed { what: "look up", of: Of::Build, began: ms(1), took: ms(2) },
             Timed { what: "exec", of: Of::Step(4), began: ms(3), took: ms(10) },
             Timed { what: "diff", of: Of::Step(4), began: ms(13), took: ms(5) },
+            Timed { what: "hash", of: Of::Step(4), began: ms(14), took: ms(2) },
             Timed { what: "look up", of: Of::Build, began: ms(20), took: ms(1) },
         ]
     }
@@ -129,7 +148,7 @@ mod tests {
     fn phases_of_a_step_add_up() {
         assert_eq!(
             table(&phases(), name),
-            "\nTimings, in milliseconds:\n     3.00  build\n            look up 3.00\n    15.00  RUN x\n            exec 10.00  diff 5.00\n"
+            "\nTimings, in milliseconds:\n     3.00  build\n            look up 3.00\n    15.00  RUN x\n            exec 10.00  diff 5.00  hash 2.00\n"
         );
     }
 
@@ -141,6 +160,6 @@ mod tests {
         assert_eq!((exec["ts"].as_f64(), exec["dur"].as_f64()), (Some(3000.0), Some(10_000.0)));
         let named = events.iter().find(|event| event["ph"] == "M" && event["tid"] == exec["tid"]).unwrap();
         assert_eq!(named["args"]["name"], "RUN x");
-        assert_eq!(events.iter().filter(|event| event["ph"] == "X").count(), 4);
+        assert_eq!(events.iter().filter(|event| event["ph"] == "X").count(), 5);
     }
 }

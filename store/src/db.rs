@@ -113,6 +113,19 @@ impl Db {
         ask(self.opened(&mut guard)?).map_err(|source| self.sql(source))
     }
 
+    /// Runs `ask` in one transaction that only reads: many questions lock once, and nothing changes between them.
+    pub(crate) fn read_many<T>(
+        &self,
+        ask: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, DbError> {
+        self.read(|connection| {
+            let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+            let value = ask(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+    }
+
     /// Runs `change` in one transaction; an error undoes it.
     pub(crate) fn write<T>(
         &self,
@@ -194,6 +207,8 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     }
     connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
     connection.pragma_update(None, "wal_autocheckpoint", 256).map_err(sql)?;
+    // KiB. A build of thousands of steps looks into every page; no other one fills it.
+    connection.pragma_update(None, "cache_size", -8192).map_err(sql)?;
     Ok(connection)
 }
 

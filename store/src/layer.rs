@@ -89,6 +89,11 @@ impl Layers {
         Ok(self.size(diff_id)?.is_some())
     }
 
+    /// Which of `diff_ids` are here, whole.
+    pub fn contained(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
+        Ok(self.rows(diff_ids)?.iter().map(Option::is_some).collect())
+    }
+
     /// Length of its tar in bytes, if it is here, whole.
     pub fn size(&self, diff_id: &DiffId) -> Result<Option<u64>, StoreError> {
         Ok(self.row(diff_id)?.map(|row| row.tar_size))
@@ -294,19 +299,37 @@ impl Layers {
     }
 
     fn row(&self, diff_id: &DiffId) -> Result<Option<Row>, StoreError> {
-        let row = self.root.inner.db.read(|db| {
-            db.prepare_cached("SELECT tar_size, index_hash, last_used, epoch FROM layers WHERE diff_id = ?1")?
-                .query_row([diff_id.0.bytes()], |row| {
-                    Ok(Row {
-                        tar_size: row.get(0)?,
-                        index_hash: row.get(1)?,
-                        last_used: row.get(2)?,
-                        written: row.get(3)?,
-                    })
+        Ok(self.rows(std::slice::from_ref(diff_id))?.pop().flatten())
+    }
+
+    fn rows(&self, diff_ids: &[DiffId]) -> Result<Vec<Option<Row>>, StoreError> {
+        let query = |db: &rusqlite::Connection| {
+            let mut query = db.prepare_cached(
+                "SELECT tar_size, index_hash, last_used, epoch FROM layers WHERE diff_id = ?1",
+            )?;
+            let row = |row: &rusqlite::Row<'_>| {
+                Ok(Row {
+                    tar_size: row.get(0)?,
+                    index_hash: row.get(1)?,
+                    last_used: row.get(2)?,
+                    written: row.get(3)?,
                 })
-                .optional()
-        })?;
-        let Some(row) = row else { return Ok(None) };
+            };
+            diff_ids.iter().map(|diff_id| query.query_row([diff_id.0.bytes()], row).optional()).collect()
+        };
+        let rows: Vec<Option<Row>> = match diff_ids.len() {
+            1 => self.root.inner.db.read(query)?,
+            _ => self.root.inner.db.read_many(query)?,
+        };
+        diff_ids
+            .iter()
+            .zip(rows)
+            .map(|(diff_id, row)| row.map_or(Ok(None), |row| self.checked(diff_id, row)))
+            .collect()
+    }
+
+    /// The row, if it is to be believed and the tar is as long as it says.
+    fn checked(&self, diff_id: &DiffId, row: Row) -> Result<Option<Row>, StoreError> {
         let believed = row.written.as_deref().is_none_or(|written| written == self.root.epoch().bytes());
         if !believed || fs::metadata(self.tar_path(diff_id)).map(|meta| meta.len()).ok() != Some(row.tar_size)
         {

@@ -286,11 +286,13 @@ impl<W: Watch> Push<'_, W> {
         }
         let compression = self.options.compression;
         let source = Arc::new(TarSource { root: self.root.clone(), diff_id, compression });
+        let upload = timing::phase("upload", Of::Layer(diff_id));
         let (digest, size, how) = self
             .client
             .push_source(self.target, source, certain, &progress)
             .await
             .map_err(|error| self.refused(&format!("layer {diff_id}"), error))?;
+        upload.end();
         let blob = LayerBlob {
             digest,
             size,
@@ -436,7 +438,7 @@ impl Source for TarSource {
     fn open(&self) -> mpsc::Receiver<Piece> {
         let (root, diff_id, compression) = (self.root.clone(), self.diff_id, self.compression);
         on_pool(move |pieces| {
-            let _phase = timing::phase("compress and upload", Of::Layer(diff_id));
+            let _phase = timing::phase("compress", Of::Layer(diff_id));
             let tar = root.layers().open_tar(&diff_id)?;
             let mut out = io::BufWriter::with_capacity(PIECE, pieces);
             let compressed = compress_layer(tar, compression, &mut out)?;

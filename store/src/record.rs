@@ -65,7 +65,7 @@ impl Records {
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let mut stale = Vec::new();
         let recent = now() - USED_GRAIN;
-        let found = self.root.inner.db.read(|db| {
+        let found = self.root.inner.db.read_many(|db| {
             let mut query = db.prepare_cached("SELECT bytes, last_used FROM records WHERE key = ?1")?;
             keys.into_iter()
                 .map(|key| {

@@ -34,11 +34,13 @@ impl<'a> StoreCache<'a> {
         Self { root }
     }
 
-    /// Whether a layer is here or known to be somewhere; then it is held until the root is closed.
-    fn can_be_had(&self, diff_id: DiffId) -> Result<bool, StoreError> {
-        // Held first, looked for after: a prune in between takes nothing that is then found.
-        self.root.hold([Item::Layer(diff_id)])?;
-        Ok(self.root.layers().contains(&diff_id)? || self.is_remote(diff_id)?)
+    /// Which layers are here or known to be somewhere; they are held until the root is closed.
+    fn can_be_had(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
+        // Held first, looked for after: a prune in between takes nothing that is then found. All at once: a lease is a
+        // lock and a write.
+        self.root.hold(diff_ids.iter().copied().map(Item::Layer))?;
+        let here = self.root.layers().contained(diff_ids)?;
+        diff_ids.iter().zip(here).map(|(diff_id, here)| Ok(here || self.is_remote(*diff_id)?)).collect()
     }
 
     fn is_remote(&self, diff_id: DiffId) -> Result<bool, StoreError> {
@@ -50,29 +52,26 @@ impl<'a> StoreCache<'a> {
         }
         Ok(false)
     }
-
-    fn usable(&self, record: Record) -> Option<Record> {
-        logged("look up a layer", self.can_be_had(record.layer)).unwrap_or(false).then_some(record)
-    }
 }
 
 impl Cache for StoreCache<'_> {
     fn lookup(&self, key: CacheKey) -> Option<Record> {
-        let _phase = timing::phase("look up", Of::Build);
-        self.usable(decode(&logged("look up a record", self.root.records().get(&key.0.0))??)?)
+        self.lookup_many(&[key]).pop().flatten()
     }
 
     fn lookup_many(&self, keys: &[CacheKey]) -> Vec<Option<Record>> {
         let _phase = timing::phase("look up", Of::Build);
         let found = logged("look up records", self.root.records().get_many(keys.iter().map(|key| &key.0.0)));
         let Some(found) = found else { return vec![None; keys.len()] };
-        let records: Vec<Option<Record>> = found.into_iter().map(|bytes| decode(&bytes?)).collect();
-        // All at once: a lease is a lock and a write.
-        let layers = records.iter().flatten().map(|record| Item::Layer(record.layer));
-        if logged("hold layers", self.root.hold(layers)).is_none() {
+        let mut records: Vec<Option<Record>> = found.into_iter().map(|bytes| decode(&bytes?)).collect();
+        let layers: Vec<DiffId> = records.iter().flatten().map(|record| record.layer).collect();
+        let Some(usable) = logged("look up layers", self.can_be_had(&layers)) else {
             return vec![None; keys.len()];
+        };
+        for (record, usable) in records.iter_mut().filter(|record| record.is_some()).zip(usable) {
+            record.take_if(|_| !usable);
         }
-        records.into_iter().map(|record| self.usable(record?)).collect()
+        records
     }
 
     fn insert(&self, key: CacheKey, step: StepId, vertex: &Vertex, record: &Record) {

@@ -94,7 +94,15 @@ pub fn write_layer<W: Write + Send>(
     options: &Options<'_>,
     out: W,
 ) -> Result<(W, LayerIndex), DiffError> {
-    let entries = scan(upper, options)?;
+    write_entries(upper, scan(upper, options)?, out)
+}
+
+/// Writes the layer of the changes that [`scan`] found in `upper` to `out`.
+pub fn write_entries<W: Write + Send>(
+    upper: BorrowedFd<'_>,
+    entries: Vec<Entry>,
+    out: W,
+) -> Result<(W, LayerIndex), DiffError> {
     let mut layer = LayerWriter::with(out, store::pool::hash_and_write);
     for entry in entries {
         if let Kind::File { size: 1.., .. } = entry.kind {

@@ -360,8 +360,11 @@ impl Worker {
             let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
             let options = diff::Options { marks, stubs: &[], lower: Some(&lower), latest_mtime };
             let diff = timing::phase("diff", of);
-            let (new, index) = diff::write_layer(fd.as_fd(), &options, new)?;
+            let entries = diff::scan(fd.as_fd(), &options)?;
             diff.end();
+            let hash = timing::phase("hash", of);
+            let (new, index) = diff::write_entries(fd.as_fd(), entries, new)?;
+            hash.end();
             let _phase = timing::phase("store", of);
             Ok(new.commit(index)?)
         };

@@ -260,9 +260,9 @@ impl Worker {
         let cancel = cancel.clone();
         let of = Of::Step(input.id.index());
         let context = pool::spawn(move || -> Result<Context, WorkerError> {
-            let directory = Arc::new(Directory::open(&path, &ignore)?);
+            let directory = Arc::new(Directory::open(&path, &ignore)?.timed_as(of));
             let scope = path.as_os_str().as_encoded_bytes();
-            let walk = timing::phase("walk and hash", of);
+            let walk = timing::phase("read context", of);
             let known = stats.read(scope).unwrap_or_default();
             let walked = directory.walk(&picks(&selector), &known, &cancel)?;
             if let Some(cache) = &walked.cache

@@ -211,8 +211,12 @@ impl Handle {
     }
 
     fn push(&self, id: StepId, what: What) {
+        // A build that is cached says that thousands of times: it is told at the next tick or with other news.
+        let waits = matches!(what, What::Cached);
         self.0.lock().push(id, self.0.began.elapsed(), what);
-        self.0.changed.notify_one();
+        if !waits {
+            self.0.changed.notify_one();
+        }
     }
 }
 
@@ -358,18 +362,17 @@ impl Painter {
                 }
             }
             let now = self.shared.began.elapsed();
-            let look = self.look();
             match &mut self.view {
                 View::Plain(plain) if closed => plain.finish(&self.model, now, &mut text),
                 View::Plain(plain) => plain.tick(&self.model, now, &mut text),
                 View::Tty(screen) if closed => {
                     screen.clear();
-                    for line in tty::summary(&self.model, now, look) {
+                    for line in tty::summary(&self.model, now, look(&self.terminal)) {
                         text.push_str(&line);
                         text.push('\n');
                     }
                 }
-                View::Tty(screen) => screen.draw(&tty::frame(&self.model, now, look)),
+                View::Tty(screen) => screen.draw(&tty::frame(&self.model, now, look(&self.terminal))),
                 View::RawJson { .. } | View::Nothing => {}
             }
             self.write(&text);
@@ -392,11 +395,6 @@ impl Painter {
         (queue.take(), queue.closed)
     }
 
-    fn look(&self) -> Look {
-        let (columns, rows) = (self.terminal.size)().unwrap_or((80, 24));
-        Look { columns, rows, log_lines: self.terminal.log_lines, colour: self.terminal.colour }
-    }
-
     fn write(&mut self, text: &str) {
         if text.is_empty() {
             return;
@@ -407,6 +405,11 @@ impl Painter {
             self.out = None;
         }
     }
+}
+
+fn look(terminal: &Terminal) -> Look {
+    let (columns, rows) = (terminal.size)().unwrap_or((80, 24));
+    Look { columns, rows, log_lines: terminal.log_lines, colour: terminal.colour }
 }
 
 fn vertex_of(event: &Event) -> VertexId {
@@ -423,8 +426,7 @@ fn vertex_of(event: &Event) -> VertexId {
 
 /// A digest in the form that readers of BuildKit's JSON expect. It names the step and nothing else.
 fn hex_digest(digest: ContentDigest) -> String {
-    let hex: String = digest.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", digest.hex())
 }
 
 #[cfg(test)]

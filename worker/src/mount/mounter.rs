@@ -28,6 +28,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsmount, fsopen,
 };
+use store::timing::{self, Of};
 use store::{Root, StoreError};
 
 use super::dirs::{self, ExtractError};
@@ -204,7 +205,9 @@ impl Directories {
         rustix::fs::fchmod(&into, Mode::from_raw_mode(0o755))
             .map_err(|error| failed("open", &files)(error.into()))?;
         let tar = self.root.layers().open_tar(&layer.index.diff_id())?;
+        let unpack = timing::phase("unpack", Of::Layer(layer.index.diff_id()));
         dirs::extract(&layer.index, &tar, into.as_fd(), self.marks)?;
+        unpack.end();
         self.publish(work.path(), &path)?;
         Ok(Lower::Directory(path.join("files")))
     }
@@ -272,6 +275,7 @@ impl InPlace {
     }
 
     fn make_image(&self, layer: &Settled, path: &Path) -> Result<File, MountError> {
+        let _phase = timing::phase("index", Of::Layer(layer.index.diff_id()));
         let bytes = image::erofs::image(&layer.index)
             .map_err(|source| InPlaceError::Image { layer: layer.index.diff_id(), source })?;
         let mut file = self.root.temp_file()?;

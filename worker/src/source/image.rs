@@ -24,6 +24,7 @@ use store::layer::LayerBlob;
 use store::lease::Item;
 use store::registry::{Class, Client, Progress, RegistryError};
 use store::root::Root;
+use store::timing::{self, Of};
 use tokio::sync::mpsc;
 
 /// Chunks between the connection and the thread that inflates; hyper's are up to some 100 KiB long.
@@ -295,7 +296,9 @@ fn start(
     let root = root.clone();
     thread::Builder::new().name("unpack".to_owned()).spawn(move || {
         let mut inflated = Inflated { filled, give_back, current: Vec::new(), at: 0, end: false };
+        let unpack = timing::phase("unpack", Of::Layer(diff_id));
         let mut result = root.layers().ingest(&mut inflated, &diff_id).map(drop);
+        unpack.end();
         if let Err(StoreError::Rejected { source, .. }) = &mut result
             && let Err(error) = io::copy(&mut inflated, &mut io::sink())
         {

@@ -167,11 +167,14 @@ impl Build<'_> {
         if self.request.call != Call::Build {
             return super::call::call(self.request.call, self.parsed, &requests, &images).await;
         }
+        let timings = self.request.timings.as_deref().map(Timings::begin);
+        let convert = timing::phase("convert", Of::Build);
         let mut converted = Vec::new();
         for request in &requests {
             let done = build::convert(self.parsed, request, &images).await;
             converted.push(done.map_err(|error| error.into_failure(self.parsed))?);
         }
+        convert.end();
         let (findings, fatal) = self.parsed.findings(&converted);
         if fatal {
             let failure = Failure::new(Class::Dockerfile, lint::violation(&findings));
@@ -185,8 +188,7 @@ impl Build<'_> {
         let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
         let terminal = Terminal::stderr(|name| std::env::var(name).ok());
         let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
-        let timings =
-            self.request.timings.as_deref().map(|flag| (Timings::begin(flag), step_names(&converted)));
+        let timings = timings.map(|timings| (timings, step_names(&converted)));
         let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
         let report = progress.finish();
         if let Some((timings, steps)) = timings {

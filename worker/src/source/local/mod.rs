@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use solver::Cancel;
 use store::stat::StatCache;
+use store::timing::{self, Of};
 
 pub use missing::Missing;
 
@@ -36,6 +37,8 @@ pub struct Directory {
     id: u64,
     root: OwnedFd,
     ignore: Patterns,
+    /// Whose time it takes.
+    of: Of,
 }
 
 /// What was found in it.
@@ -118,11 +121,17 @@ impl Directory {
         let root = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|source| LocalError::Open { path: path.display().to_string(), source })?;
         static OPENED: AtomicU64 = AtomicU64::new(0);
-        Ok(Self { id: OPENED.fetch_add(1, Ordering::Relaxed), root, ignore })
+        Ok(Self { id: OPENED.fetch_add(1, Ordering::Relaxed), root, ignore, of: Of::Build })
+    }
+
+    /// Says which step walks it, for the build's timings.
+    pub fn timed_as(self, of: Of) -> Self {
+        Self { of, ..self }
     }
 
     /// Finds what `picks` name. Of the files that `known` has with the same inode, size and times, no byte is read.
     pub fn walk(&self, picks: &[Pick<'_>], known: &StatCache, cancel: &Cancel) -> Result<Walked, LocalError> {
+        let phase = timing::phase("walk", self.of);
         let found = find::find(self, picks)?;
         let whole = found.roots.iter().any(|root| root.seen.is_none() && root.is_whole());
         let mut seen = found.seen;
@@ -137,6 +146,8 @@ impl Directory {
         }
         seen.dedup_by(|later, first| later.entry.path == first.entry.path);
         let mut seen = without_empty(seen);
+        phase.end();
+        let _phase = timing::phase("hash", self.of);
         let read = hash::hash(self.root.as_fd(), &mut seen, known, cancel)?;
         let (read_files, read_bytes) = (read.files, read.bytes);
         let cache = read.cache(known, whole);
