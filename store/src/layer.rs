@@ -578,7 +578,7 @@ pub(crate) mod tests {
         fs::write(&tar, vec![1; fs::metadata(&tar).unwrap().len() as usize]).unwrap();
         fs::remove_file(index).unwrap();
         store(&root, 1);
-        assert_eq!(fs::read(tar).unwrap(), super::tests::tar(1));
+        assert_eq!(fs::read(tar).unwrap(), tests::tar(1));
         drop(root);
         Root::open(&dir.path().join("root")).unwrap().layers().index(&stored.diff_id).unwrap();
     }
