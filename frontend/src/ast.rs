@@ -1,5 +1,9 @@
 //! The typed syntax tree of a Dockerfile. Text is as written: nothing is expanded, quotes and escapes stand.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// A byte range of the Dockerfile's text.
@@ -182,12 +186,21 @@ pub struct Heredoc {
     pub fd: Option<u32>,
     /// Expand variables in the body: the name had no quotes.
     pub expand: bool,
-    /// `<<-`: leading tabs were taken off.
+    /// `<<-`: leading tabs are no part of what is written.
     pub chomp: bool,
-    /// The body, each line with its line break.
+    /// The body as it stands, each line with its line break.
     pub content: String,
     /// Where the body stands.
     pub content_span: Span,
+}
+
+impl Heredoc {
+    /// The body as a file or script has it: for `<<-` without leading tabs.
+    pub fn text(&self) -> Cow<'_, str> {
+        static TABS: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new("(?m)^\t+").expect("it is a valid pattern"));
+        if self.chomp { TABS.replace_all(&self.content, "") } else { Cow::Borrowed(&self.content) }
+    }
 }
 
 /// `COPY` and `ADD`.

@@ -309,7 +309,10 @@ mod tests {
     fn a_miss_names_what_changed() {
         let files = [("a.c", "1"), ("b.c", "2")];
         let old = record(inputs(exec(), "debian", &files));
-        let mount = Mount { target: "/root/.cache".to_owned(), kind: MountKind::Tmpfs { size: None } };
+        let mount = Mount {
+            target: "/root/.cache".to_owned(),
+            kind: MountKind::Tmpfs { size: None, readonly: false },
+        };
         let cases: Vec<(&str, Vec<RecordedInput>)> = vec![
             ("its result is no longer stored", inputs(exec(), "debian", &files)),
             ("base changed", inputs(exec(), "alpine", &files)),

@@ -200,6 +200,8 @@ pub enum MountKind {
     Tmpfs {
         /// Largest size in bytes.
         size: Option<u64>,
+        /// Nothing can be written.
+        readonly: bool,
     },
     /// A secret as a file, a variable, or both.
     Secret {

@@ -120,6 +120,11 @@ impl StageBuilder<'_, '_> {
 
         // As in BuildKit, --chmod and --link together are a copy without --link.
         let link = copy.link && chmod.is_none();
+        if let (true, Some(chown), Some(word)) = (link, &chown, &copy.chown) {
+            check_linked_owner(chown).map_err(|message| {
+                Diagnostic::error("chown", word.span, message).with_help("write numbers, or leave --link out")
+            })?;
+        }
         let mut text = kind.keyword().to_owned();
         for (flag, value) in [
             ("--parents", copy.parents.then_some("")),
@@ -351,13 +356,20 @@ impl StageBuilder<'_, '_> {
         common: &Common,
         mode: Option<&Chmod>,
     ) -> Result<FileAction, Diagnostic> {
+        let path = path::rooted(&heredoc.name);
+        if path == "/" || path::base(&path).len() + 1 != path.len() {
+            let message =
+                format!("{:?} is no file name, but names the file that the heredoc is", heredoc.name);
+            return Err(Diagnostic::error("heredoc-name", common.span, message)
+                .with_help("write the directory into the destination"));
+        }
         let content = if heredoc.expand {
-            let expanded = expand::expand_heredoc(&heredoc.content, &self.state.variables)
+            let expanded = expand::expand_heredoc(&heredoc.text(), &self.state.variables)
                 .map_err(|error| Diagnostic::error("expansion", common.span, error.to_string()))?;
             self.warn_undefined(&expanded.unmatched);
             expanded.text
         } else {
-            heredoc.content.clone()
+            heredoc.text().into_owned()
         };
         Ok(FileAction::Mkfile {
             path: common.destination.clone(),
@@ -382,12 +394,25 @@ fn check_pivot(written: &str, span: Span) -> Result<(), Diagnostic> {
     }
 }
 
+/// The user and group of `--chown` or USER. An empty one that is given is root.
 pub(super) fn owner(chown: &str) -> Owner {
-    let (user, group) = match chown.split_once(':') {
-        Some((user, group)) => (user, (!group.is_empty()).then(|| group.to_owned())),
-        None => (chown, None),
-    };
-    Owner { user: user.to_owned(), group }
+    let named = |name: &str| if name.is_empty() { "0".to_owned() } else { name.to_owned() };
+    match chown.split_once(':') {
+        Some((user, group)) => Owner { user: named(user), group: Some(named(group)) },
+        None => Owner { user: named(chown), group: None },
+    }
+}
+
+/// A linked layer is made without the image: nobody can be looked up.
+fn check_linked_owner(chown: &str) -> Result<(), String> {
+    for name in chown.split(':').filter(|name| !name.is_empty() && *name != "root") {
+        if name.parse::<u32>().is_err() {
+            return Err(format!(
+                "--chown with --link cannot look up {name:?}: the layer is made without the image"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_checksum(sources: &[(String, Span)]) -> Result<(), String> {

@@ -288,7 +288,10 @@ impl StageBuilder<'_, '_> {
                 };
                 (target, kind)
             }
-            Kind::Tmpfs => (in_workdir(&fields.target), MountKind::Tmpfs { size: fields.size }),
+            Kind::Tmpfs => {
+                let kind = MountKind::Tmpfs { size: fields.size, readonly: fields.readonly == Some(true) };
+                (in_workdir(&fields.target), kind)
+            }
             Kind::Secret => {
                 let id = [&fields.id, &fields.source]
                     .into_iter()

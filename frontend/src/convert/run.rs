@@ -92,12 +92,13 @@ impl StageBuilder<'_, '_> {
         match &run.heredocs[..] {
             [] => line.to_owned(),
             [only] if line.trim() == only.word.value.trim() => {
-                shown.push_str(&format!(" ({})", summary(&only.content)));
-                if !only.content.starts_with("#!") || self.state.config.os == "windows" {
-                    return only.content.clone();
+                let script = only.text();
+                shown.push_str(&format!(" ({})", summary(&script)));
+                if !script.starts_with("#!") || self.state.config.os == "windows" {
+                    return script.into_owned();
                 }
                 let path = format!("{SCRIPT_DIR}/{}", only.name);
-                scripts.insert(path.clone(), only.content.clone());
+                scripts.insert(path.clone(), script.into_owned());
                 path
             }
             // The shell understands heredocs itself: put it back together.

@@ -373,7 +373,7 @@ fn run_mounts() {
     assert!(
         matches!(kind(2), MountKind::Cache { id, input: Some(2), source, .. } if id == "ns/x" && source == "/from")
     );
-    assert_eq!(kind(3), MountKind::Tmpfs { size: Some(1 << 20) });
+    assert_eq!(kind(3), MountKind::Tmpfs { size: Some(1 << 20), readonly: false });
     assert!(matches!(kind(5), MountKind::Secret { env: Some(env), required: false, .. } if env == "TOKEN"));
     assert!(matches!(kind(7), MountKind::Bind { input: Some(2), writable: true, .. }));
     assert!(exec.env.contains(&"SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0".to_owned()));
@@ -504,6 +504,15 @@ fn link_makes_a_layer_of_its_own() {
     assert!(!copy.follow_destination && copy.input == 0);
     assert!(matches!(converted("FROM base\nCOPY --link --chmod=1 a /a").result_vertex().op, Op::File(_)));
     assert!(matches!(converted("FROM scratch\nCOPY --link a /a").result_vertex().op, Op::File(_)));
+    for good in ["1", "1:2", "root:root", ":5", "5:", "$NONE"] {
+        converted(&format!("FROM base\nCOPY --link --chown={good} a /a"));
+    }
+    converted("FROM base\nCOPY --link --chmod=1 --chown=www a /a");
+    for (chown, name) in [("www", "www"), ("0:www", "www")] {
+        let message =
+            format!("--chown with --link cannot look up {name:?}: the layer is made without the image");
+        assert_eq!(error(&format!("FROM base\nCOPY --link --chown={chown} a /a")), message);
+    }
 }
 
 #[test]

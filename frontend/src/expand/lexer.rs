@@ -112,7 +112,7 @@ struct Lexer<'w, 'e> {
     unmatched: BTreeSet<String>,
 }
 
-impl Lexer<'_, '_> {
+impl<'w> Lexer<'w, '_> {
     fn peek(&self) -> Option<char> {
         self.rest.chars().next()
     }
@@ -156,6 +156,13 @@ impl Lexer<'_, '_> {
                         words.keep(&quoted);
                     }
                 }
+                '<' => {
+                    let text = self.less();
+                    append(&mut result, text)?;
+                    if let Some(words) = words.as_deref_mut() {
+                        words.keep(text);
+                    }
+                }
                 _ => {
                     self.next();
                     let mut buffer = [0; 4];
@@ -183,6 +190,17 @@ impl Lexer<'_, '_> {
             Some('/') => Err(ExpandErrorKind::MissingSlash),
             Some(_) => Err(ExpandErrorKind::MissingBrace),
         }
+    }
+
+    /// `<`, or `<<` with the blanks between it and a heredoc's name: they do not part the two.
+    fn less(&mut self) -> &'w str {
+        let rest = self.rest;
+        let after = match rest.strip_prefix("<<") {
+            Some(after) => after.trim_start(),
+            None => &rest[1..],
+        };
+        self.rest = after;
+        &rest[..rest.len() - after.len()]
     }
 
     /// `'...'`: nothing is special in it.

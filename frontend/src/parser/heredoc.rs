@@ -1,13 +1,11 @@
 //! Heredocs: the words that open them and the bodies after the line.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::LazyLock;
 
 use nom::bytes::complete::{tag, take_while};
 use nom::character::complete::{char, digit0};
 use nom::combinator::{opt, rest};
 use nom::{IResult, Parser};
-use regex::Regex;
 
 use super::line::{Line, Lines, Logical};
 use crate::ast::{Heredoc, Span, Word};
@@ -22,6 +20,8 @@ pub(super) struct Opening {
     fd: Option<u32>,
     expand: bool,
     chomp: bool,
+    /// Blanks stand in front of the name: it may as well be a shift, `$((1 << 2))`.
+    spaced: bool,
 }
 
 impl Opening {
@@ -29,7 +29,7 @@ impl Opening {
     pub(super) fn parse(word: &str) -> Option<Self> {
         let parsed: IResult<&str, (&str, &str, Option<char>, &str, &str)> =
             (digit0, tag("<<"), opt(char('-')), take_while(char::is_whitespace), rest).parse(word);
-        let (_, (fd, _, dash, _, delimiter)) = parsed.ok()?;
+        let (_, (fd, _, dash, blanks, delimiter)) = parsed.ok()?;
         if delimiter.is_empty() || delimiter.contains('<') {
             return None;
         }
@@ -40,7 +40,8 @@ impl Opening {
         if name.is_empty() {
             return None;
         }
-        Some(Self { expand: *raw == name, name, fd: fd.parse().ok(), chomp: dash.is_some() })
+        let spaced = !blanks.is_empty();
+        Some(Self { expand: *raw == name, name, fd: fd.parse().ok(), chomp: dash.is_some(), spaced })
     }
 }
 
@@ -87,6 +88,10 @@ pub(super) struct Bodies {
 pub(super) fn read_bodies(openings: Vec<(Opening, Word)>, lines: &mut Lines<'_>) -> Bodies {
     let mut bodies = Bodies::default();
     for (opening, word) in openings {
+        // What nothing ends is no heredoc: BuildKit refuses every shift with a blank for its sake.
+        if opening.spaced && !lines.will_have(&opening.name) {
+            continue;
+        }
         let mut content = String::new();
         let mut start = None;
         let mut end = 0;
@@ -127,7 +132,6 @@ pub(super) fn read_bodies(openings: Vec<(Opening, Word)>, lines: &mut Lines<'_>)
         bodies.raw.push('\n');
         bodies.raw.push_str(&content);
         bodies.raw.push_str(&opening.name);
-        let content = if opening.chomp { take_tabs_off(&content) } else { content };
         bodies.heredocs.push(Heredoc {
             name: opening.name,
             word,
@@ -144,11 +148,6 @@ pub(super) fn read_bodies(openings: Vec<(Opening, Word)>, lines: &mut Lines<'_>)
 fn terminates(line: &Line<'_>, opening: &Opening) -> bool {
     let text = if opening.chomp { line.text.trim_start_matches('\t') } else { line.text };
     text == opening.name
-}
-
-fn take_tabs_off(content: &str) -> String {
-    static TABS: LazyLock<Regex> = LazyLock::new(|| Regex::new("(?m)^\t+").expect("it is a valid pattern"));
-    TABS.replace_all(content, "").into_owned()
 }
 
 /// Heredocs by name, each name's in order.
@@ -176,8 +175,9 @@ mod tests {
 
     #[test]
     fn openings_are_told_from_shifts() {
-        let opening =
-            |name: &str, fd, expand, chomp| Some(Opening { name: name.to_owned(), fd, expand, chomp });
+        let opening = |name: &str, fd, expand, chomp| {
+            Some(Opening { name: name.to_owned(), fd, expand, chomp, spaced: false })
+        };
         for (word, expected) in [
             ("<<EOF", opening("EOF", None, true, false)),
             ("<<-EOF", opening("EOF", None, true, true)),

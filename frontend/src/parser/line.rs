@@ -1,6 +1,7 @@
 //! Physical lines, and logical lines: continuation lines joined, with a map back to the text.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use nom::Offset;
 
@@ -43,12 +44,24 @@ impl Line<'_> {
 pub(super) struct Lines<'a> {
     text: &'a str,
     position: usize,
+    /// Where each line stands last, without tabs in front. Made when it is first asked for.
+    last: Option<HashMap<&'a str, usize>>,
 }
 
 impl<'a> Lines<'a> {
     /// Lines from `position` on.
     pub(super) fn new(text: &'a str, position: usize) -> Self {
-        Self { text, position }
+        Self { text, position, last: None }
+    }
+
+    /// Whether a line that holds only `text`, tabs in front aside, is still to come.
+    pub(super) fn will_have(&mut self, text: &str) -> bool {
+        let whole = self.text;
+        let last = self.last.get_or_insert_with(|| {
+            let lines = Lines::new(whole, 0);
+            lines.map(|line| (line.text.trim_start_matches('\t'), line.start)).collect()
+        });
+        last.get(text).is_some_and(|at| *at >= self.position)
     }
 }
 

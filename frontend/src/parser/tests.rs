@@ -42,8 +42,15 @@ fn heredocs_take_the_lines_after_theirs() {
     let InstructionKind::Run(run) = one("RUN cat <<A <<-'B' >x\na $b\r\nA\n\tc\n\t\tB\n") else { panic!() };
     let [a, b] = run.heredocs.as_slice() else { panic!("{run:?}") };
     assert_eq!((a.name.as_str(), a.content.as_str(), a.expand, a.chomp), ("A", "a $b\r\n", true, false));
-    assert_eq!((b.name.as_str(), b.content.as_str(), b.expand, b.chomp), ("B", "c\n", false, true));
+    assert_eq!((b.name.as_str(), b.content.as_str(), b.expand, b.chomp), ("B", "\tc\n", false, true));
+    assert_eq!(b.text(), "c\n");
     assert_eq!(b.word.value, "<<-'B'");
+    // Blanks may stand in front of the name, but not behind the dash.
+    let InstructionKind::Run(run) = one("RUN cat <<  A >x 3<<\tB\na\nA\nb\nB\n") else { panic!() };
+    let bodies: Vec<_> = run.heredocs.iter().map(|heredoc| heredoc.content.as_str()).collect();
+    assert_eq!(bodies, ["a\n", "b\n"]);
+    let InstructionKind::Run(run) = one("RUN cat <<- A") else { panic!() };
+    assert!(run.heredocs.is_empty());
     let InstructionKind::Copy(copy) = one("COPY a <<F /d/\nx\nF") else { panic!() };
     assert!(matches!(&copy.sources[..], [CopySource::Path(_), CopySource::Heredoc(f)] if f.content == "x\n"));
     let InstructionKind::Onbuild(trigger) = one("ONBUILD  RUN <<-F\n\tx\n\tF\n") else { panic!() };

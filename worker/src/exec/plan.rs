@@ -399,7 +399,7 @@ fn add_mount(
             let source = if input.is_some() { "/" } else { source };
             (Source::Files { root, path: or_root(source) }, *readonly)
         }
-        (MountKind::Tmpfs { size }, Given::Nothing) => (Source::Tmpfs { size: *size }, false),
+        (MountKind::Tmpfs { size, readonly }, Given::Nothing) => (Source::Tmpfs { size: *size }, *readonly),
         (MountKind::Secret { id, env, mode, uid, gid, .. }, Given::Secret(content)) => {
             if content.expose().len() > Secret::MAX {
                 return Err(PlanError::SecretSize(id.clone()));
@@ -531,13 +531,19 @@ mod tests {
             ["/", "//", "/proc", "/proc/self", "/sys/fs", "/dev", "/dev/pts/0", "/dev/null", "/./proc/"]
         {
             let mut exec = exec();
-            exec.mounts = vec![op::Mount { target: target.into(), kind: MountKind::Tmpfs { size: None } }];
+            exec.mounts = vec![op::Mount {
+                target: target.into(),
+                kind: MountKind::Tmpfs { size: None, readonly: false },
+            }];
             let error = plan(&exec, resolved(vec![Given::Nothing])).unwrap_err();
             assert_eq!(error, PlanError::Reserved(target.into()));
         }
         for target in ["/dev/shm", "/dev/pipes/EOF", "/process", "/a/proc"] {
             let mut exec = exec();
-            exec.mounts = vec![op::Mount { target: target.into(), kind: MountKind::Tmpfs { size: None } }];
+            exec.mounts = vec![op::Mount {
+                target: target.into(),
+                kind: MountKind::Tmpfs { size: None, readonly: false },
+            }];
             assert!(plan(&exec, resolved(vec![Given::Nothing])).is_ok(), "{target}");
         }
     }
@@ -546,7 +552,10 @@ mod tests {
     fn paths_that_are_not_absolute_and_clean_are_refused() {
         for target in ["", "a", "/a/../b", "/a\0b"] {
             let mut exec = exec();
-            exec.mounts = vec![op::Mount { target: target.into(), kind: MountKind::Tmpfs { size: None } }];
+            exec.mounts = vec![op::Mount {
+                target: target.into(),
+                kind: MountKind::Tmpfs { size: None, readonly: false },
+            }];
             assert!(plan(&exec, resolved(vec![Given::Nothing])).is_err(), "{target:?}");
         }
     }
@@ -554,7 +563,10 @@ mod tests {
     #[test]
     fn parents_are_mounted_before_what_is_below_them() {
         let mut exec = exec();
-        let tmpfs = |target: &str| op::Mount { target: target.into(), kind: MountKind::Tmpfs { size: None } };
+        let tmpfs = |target: &str| op::Mount {
+            target: target.into(),
+            kind: MountKind::Tmpfs { size: None, readonly: false },
+        };
         exec.mounts = vec![tmpfs("/c/d/e"), tmpfs("/c"), tmpfs("/c/d")];
         let plan = plan(&exec, resolved(vec![Given::Nothing; 3])).unwrap();
         let targets: Vec<_> = plan.mounts.iter().map(|m| m.target.as_str()).collect();
