@@ -3,21 +3,18 @@
 //! The input is cut into blocks of [`BLOCK`] bytes. Each is deflated on its own, primed with the last 32 KiB before it,
 //! and ends on a byte boundary (a sync flush), so that the results are simply strung together. Every block gets a *new*
 //! compressor: one that is reset and primed again lets bytes of the block before leak into its choices, and the blob's
-//! digest would depend on which thread did what. Up to level [`FAST`] that is our own, above it zlib's.
+//! digest would depend on which thread did what.
 
 use std::io::{self, Read, Write};
 
 use flate2::{Compress, FlushCompress, Status};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 
-use super::{deflate, read_full};
+use super::read_full;
 use crate::pool;
 
 /// Bytes of input that are deflated at once. Part of what decides a blob's digest.
 pub const BLOCK: usize = 1 << 20;
-
-/// The highest level that is for speed: what zlib makes of it takes three times as long and is no shorter.
-const FAST: i32 = 2;
 
 /// The most blocks in a batch: bounds the memory on machines with many cores.
 const MAX_BATCH: usize = 32;
@@ -138,13 +135,6 @@ fn deflate_all(blocks: &mut [Block], level: i32) -> io::Result<()> {
 }
 
 fn deflate(block: &mut Block, level: i32) -> io::Result<()> {
-    block.crc = crc32fast::Hasher::new();
-    block.crc.update(&block.input[block.window..]);
-    block.output.clear();
-    if (1..=FAST).contains(&level) {
-        deflate::deflate(&block.input, block.window, block.last, &mut block.output);
-        return Ok(());
-    }
     let error = |error: flate2::CompressError| io::Error::other(error);
     let mut compress = Compress::new(flate2::Compression::new(level.unsigned_abs()), false);
     let window = &block.input[..block.window];
@@ -152,6 +142,9 @@ fn deflate(block: &mut Block, level: i32) -> io::Result<()> {
         compress.set_dictionary(window).map_err(error)?;
     }
     let data = &block.input[block.window..];
+    block.crc = crc32fast::Hasher::new();
+    block.crc.update(data);
+    block.output.clear();
     block.output.reserve(data.len() / 2 + 1024);
     let flush = if block.last { FlushCompress::Finish } else { FlushCompress::Sync };
     loop {
@@ -217,6 +210,6 @@ mod tests {
     #[test]
     fn the_bytes_are_pinned() {
         let out = gzip(&sample(2 * BLOCK + 1), 2);
-        assert_eq!(Digest::of(&out).short(), "a6ddbf795691");
+        assert_eq!(Digest::of(&out).short(), "e1c8b17de2d1");
     }
 }

@@ -4,7 +4,6 @@
 //! on the way. What it writes depends on the tar, the algorithm and the level: never on the number of threads, the CPU
 //! or the day. Memory is bounded by a few blocks a core.
 
-mod deflate;
 pub mod detect;
 pub mod gzip;
 pub mod zstd;
@@ -93,6 +92,7 @@ impl Compression {
     pub fn new(algorithm: Algorithm, level: Option<i32>) -> Result<Self, CompressError> {
         let (range, default) = match algorithm {
             Algorithm::None => (0..=0, 0),
+            // Level 1 lets what does not compress grow by 5 %.
             Algorithm::Gzip => (0..=9, 2),
             Algorithm::Zstd => (1..=22, 3),
             Algorithm::Bzip2 | Algorithm::Xz => return Err(CompressError::ReadOnly(algorithm)),
