@@ -165,20 +165,24 @@ fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError
     }
 }
 
-/// Hash and length of what is in `file`, up to `size`: whether there is more, its size says.
+/// Hash and length of what is in `file`, whose size should be `size`. Of a longer file a part is read: its size has
+/// changed, and the caller looks. Some files of the kernel's say that they are empty and are not, so one read is made.
 fn content(file: &mut impl Read, size: u64) -> std::io::Result<(ContentDigest, u64)> {
     let mut hasher = blake3::Hasher::new();
     let mut done = 0;
-    let mut buffer = vec![0; size.min(BUFFER) as usize];
-    while done < size {
+    let mut buffer = vec![0; size.clamp(1, BUFFER) as usize];
+    loop {
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {
                 hasher.update(&buffer[..length]);
                 done += length as u64;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
+        }
+        if done >= size {
+            break;
         }
     }
     Ok((ContentDigest(*hasher.finalize().as_bytes()), done))
@@ -201,6 +205,24 @@ const BUFFER: u64 = 64 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_to_the_size_it_has_and_one_that_lies_is_found_out() {
+        for (bytes, size, read) in
+            [(&b""[..], 0, 0), (b"abc", 3, 3), (b"ab", 3, 2), (b"not empty", 0, 1), (b"longer", 3, 3)]
+        {
+            let (digest, length) = content(&mut &bytes[..], size).unwrap();
+            assert_eq!(
+                (digest, length),
+                (ContentDigest::of(&bytes[..read]), read as u64),
+                "{bytes:?} {size}"
+            );
+        }
+        // However large the pieces are that it is read in.
+        let bytes = vec![7; 3 * BUFFER as usize + 5];
+        let read = content(&mut &bytes[..], bytes.len() as u64).unwrap();
+        assert_eq!(read, (ContentDigest::of(&bytes), bytes.len() as u64));
+    }
 
     #[test]
     fn what_is_known_counts_only_if_the_file_was_left_alone() {
