@@ -27,6 +27,7 @@ use store::timing::{self, Of};
 
 use crate::diff::{self, Marks};
 use crate::error::WorkerError;
+use crate::exec::agent::Agent;
 use crate::exec::{self, Access, Given, Identity, Lower, Network, Stdio};
 use crate::file::{self, FileError};
 use crate::mount::scratch::Scratch;
@@ -41,6 +42,8 @@ const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
 struct Held {
     directories: Vec<Directory>,
     locks: Vec<KeyLock>,
+    // Before the directories that their sockets are in.
+    agents: Vec<Agent>,
     work: Vec<WorkDir>,
 }
 
@@ -189,11 +192,16 @@ impl Worker {
                 .secrets
                 .get(id)
                 .map_or(Given::Nothing, |secret| Given::Secret(secret.clone()))),
-            MountKind::Ssh { id, .. } => Ok(self
-                .options()
-                .agents
-                .get(id)
-                .map_or(Given::Nothing, |socket| Given::Socket(socket.clone()))),
+            MountKind::Ssh { id, mode, uid, gid, .. } => {
+                let Some(agent) = self.options().agents.get(id) else { return Ok(Given::Nothing) };
+                let dir = self.root().work_dir()?;
+                let agent = Agent::start(dir.path(), agent, *mode, (*uid, *gid))
+                    .map_err(|source| WorkerError::Io { path: dir.path().to_owned(), source })?;
+                let socket = agent.socket().to_owned();
+                held.agents.push(agent);
+                held.work.push(dir);
+                Ok(Given::Socket(socket))
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! The command is process 1 of its PID namespace: when it ends or is killed, all that it started is gone, and so are
 //! its mounts, which exist in its mount namespace only.
 
+pub(crate) mod agent;
 mod child;
 mod guardian;
 pub mod interactive;
