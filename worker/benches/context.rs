@@ -37,12 +37,7 @@ fn benches(c: &mut Criterion) {
     group.bench_function("select", |b| b.iter(|| select(&walked.tree, &picks).expect("all is there")));
     group.bench_function("copy", |b| {
         let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, "/"))] };
-        let options = || file::Options {
-            created: 0,
-            latest_mtime: None,
-            temporary: dir.path().to_owned(),
-            earlier: None,
-        };
+        let options = || file::Options { created: 0, temporary: dir.path().to_owned(), earlier: None };
         let no_layers = |_: &image::DiffId| unreachable!("the context is no layer");
         b.iter(|| {
             let input = Input { tree: walked.tree.clone(), directory: Some(directory.clone()) };

@@ -2,8 +2,8 @@
 //!
 //! Nothing else is looked at: overlayfs already has every changed file here, deletions as character devices 0:0 and
 //! hidden directories by an extended attribute (Linux, `Documentation/filesystems/overlayfs.rst`). What is not a change
-//! is left out as BuildKit does: directories that were only copied up, marks that hide nothing, stubs that the sandbox
-//! made for its mounts. Nobody may write to the directory meanwhile.
+//! is left out as BuildKit does: directories that were only copied up, marks that hide nothing. Nobody may write to the
+//! directory meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,7 +14,7 @@ use bstr::{BStr, BString, ByteSlice};
 use image::ContentDigest;
 use image::layer::write::WriteError;
 use image::layer::{Data, Entry, Kind, LayerIndex, LayerWriter};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::inside;
@@ -38,15 +38,6 @@ impl Marks {
     }
 }
 
-/// A name that the sandbox made and not the step: left out with all that is below it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stub {
-    /// In the form of [`Entry::path`].
-    pub path: BString,
-    /// The modification time that its directory had before, seconds since the epoch; `None` to leave it.
-    pub parent_mtime: Option<i64>,
-}
-
 /// The layers below, as far as it matters here: the entry that is seen at a path.
 pub type Lower<'a> = &'a dyn Fn(&BStr) -> Option<Entry>;
 
@@ -56,12 +47,8 @@ pub type Lower<'a> = &'a dyn Fn(&BStr) -> Option<Entry>;
 pub struct Options<'a> {
     /// Where overlayfs' marks are.
     pub marks: Marks,
-    /// Names to leave out.
-    pub stubs: &'a [Stub],
     /// What is below; without it, marks and copied-up directories are kept even where they change nothing.
     pub lower: Option<Lower<'a>>,
-    /// Later modification times become this one (`SOURCE_DATE_EPOCH`), seconds since the epoch.
-    pub latest_mtime: Option<i64>,
 }
 
 /// An upper directory that could not be made a layer.
@@ -149,13 +136,7 @@ const SMALL_BYTES: i64 = 64 << 10;
 
 /// The changes that `upper` holds, in order. Files have no content digest yet.
 pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, DiffError> {
-    let mut scan = Scan {
-        options,
-        stubs: options.stubs.iter().map(|stub| (stub.path.as_bstr(), stub.parent_mtime)).collect(),
-        links: HashMap::new(),
-        entries: Vec::new(),
-        unchanged: Vec::new(),
-    };
+    let mut scan = Scan { options, links: HashMap::new(), entries: Vec::new(), unchanged: Vec::new() };
     let mut levels = vec![Level::open(upper, BString::default())?];
     // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
     // BuildKit either.
@@ -171,9 +152,6 @@ pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, 
             path.push(b'/');
         }
         path.extend_from_slice(&name);
-        if scan.stubs.contains_key(path.as_bstr()) {
-            continue;
-        }
         if scan.add(level.dir(upper)?, name.as_bstr(), path.as_bstr())? {
             // One open directory at a time: trees are deeper than a process may have descriptors.
             level.dir = None;
@@ -212,7 +190,6 @@ impl Level {
 
 struct Scan<'a> {
     options: &'a Options<'a>,
-    stubs: BTreeMap<&'a BStr, Option<i64>>,
     // Where the first name of each file that has several is in `entries`, by device and inode.
     links: HashMap<(u64, u64), usize>,
     entries: Vec<Entry>,
@@ -240,7 +217,7 @@ impl Scan<'_> {
             mode: (stat.st_mode & 0o7777) as u16,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            mtime: self.mtime(path, &stat),
+            mtime: stat.st_mtime,
             xattrs: BTreeMap::new(),
         };
         if stat.st_nlink > 1
@@ -339,13 +316,6 @@ impl Scan<'_> {
         self.entries.append(&mut self.unchanged);
         self.entries.push(entry);
     }
-
-    fn mtime(&self, path: &BStr, stat: &Stat) -> i64 {
-        let is_parent = |stub: &BStr| image::layer::index::parent(stub) == Some(path.as_bytes());
-        let restored = self.stubs.iter().find_map(|(stub, mtime)| mtime.filter(|_| is_parent(stub)));
-        let mtime = restored.unwrap_or(stat.st_mtime);
-        self.options.latest_mtime.map_or(mtime, |latest| mtime.min(latest))
-    }
 }
 
 #[cfg(test)]
@@ -360,8 +330,8 @@ mod tests {
 
     use super::*;
 
-    fn options<'a>(lower: Option<Lower<'a>>, stubs: &'a [Stub]) -> Options<'a> {
-        Options { marks: Marks::Trusted, stubs, lower, latest_mtime: None }
+    fn options(lower: Option<Lower<'_>>) -> Options<'_> {
+        Options { marks: Marks::Trusted, lower }
     }
 
     fn open(dir: &Path) -> OwnedFd {
@@ -369,7 +339,7 @@ mod tests {
     }
 
     /// What `step` changes in a tree that `before` made, seen through overlayfs. `None` if this is not root.
-    fn changes(before: fn(&Path), step: fn(&Path), stubs: &[Stub]) -> Option<Vec<Entry>> {
+    fn changes(before: fn(&Path), step: fn(&Path)) -> Option<Vec<Entry>> {
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -392,10 +362,10 @@ mod tests {
         rustix::mount::unmount(&merged, UnmountFlags::DETACH).unwrap();
         done.unwrap();
 
-        let below = scan(open(&lower).as_fd(), &options(None, &[])).unwrap();
+        let below = scan(open(&lower).as_fd(), &options(None)).unwrap();
         let lower = |path: &BStr| below.iter().find(|entry| entry.path == path).cloned();
         let upper = open(&upper);
-        let (tar, index) = write_layer(upper.as_fd(), &options(Some(&lower), stubs), Vec::new()).unwrap();
+        let (tar, index) = write_layer(upper.as_fd(), &options(Some(&lower)), Vec::new()).unwrap();
         assert_eq!(index_tar(&tar[..], io::sink()).unwrap(), index);
         Some(index.into_entries())
     }
@@ -452,7 +422,7 @@ mod tests {
             fs::write(root.join("made/removed"), "").unwrap();
             fs::remove_file(root.join("made/removed")).unwrap();
         };
-        let Some(entries) = changes(before, step, &[]) else { return };
+        let Some(entries) = changes(before, step) else { return };
         assert_eq!(
             names(&entries),
             [
@@ -485,27 +455,10 @@ mod tests {
     }
 
     #[test]
-    fn the_sandboxes_own_files_leave_no_trace() {
-        let before = |root: &Path| fs::create_dir_all(root.join("etc")).unwrap();
-        let step = |root: &Path| {
-            fs::write(root.join("etc/hosts"), "").unwrap();
-            fs::create_dir_all(root.join("run/secrets")).unwrap();
-            fs::write(root.join("run/secrets/key"), "").unwrap();
-            fs::write(root.join("kept"), "").unwrap();
-        };
-        let stubs =
-            ["etc/hosts", "run/secrets"].map(|path| Stub { path: path.into(), parent_mtime: Some(7) });
-        let Some(entries) = changes(before, step, &stubs) else { return };
-        // `run` is the step's: only what was made for the mount itself is named as a stub.
-        assert_eq!(names(&entries), ["kept", "run"]);
-        assert_eq!(entries[2].mtime, 7);
-    }
-
-    #[test]
     fn names_that_would_read_as_deletions_are_an_error() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".wh.real"), "").unwrap();
-        let error = write_layer(open(dir.path()).as_fd(), &options(None, &[]), Vec::new()).unwrap_err();
+        let error = write_layer(open(dir.path()).as_fd(), &options(None), Vec::new()).unwrap_err();
         assert!(error.to_string().contains(".wh.real"), "{error}");
     }
 }

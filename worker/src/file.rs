@@ -54,8 +54,6 @@ pub type OpenTar<'a> = dyn Fn(&DiffId) -> Result<File, StoreError> + 'a;
 pub struct Options {
     /// Time of what is made without a model, seconds since the epoch.
     pub created: i64,
-    /// Later modification times become this one (`SOURCE_DATE_EPOCH`), seconds since the epoch.
-    pub latest_mtime: Option<i64>,
     /// A directory for the contents of archives while they are unpacked.
     pub temporary: PathBuf,
     /// A layer that this one may be much like.
@@ -193,12 +191,9 @@ fn write_batch<W: Write>(
     cancel: &Cancel,
 ) -> Result<(), FileError> {
     let mut read = batch.read.into_iter();
-    for NewEntry { mut entry, location } in batch.entries {
+    for NewEntry { entry, location } in batch.entries {
         if cancel.is_cancelled() {
             return Err(FileError::Cancelled);
-        }
-        if let Some(latest) = options.latest_mtime {
-            entry.mtime = entry.mtime.min(latest);
         }
         match read.next().flatten() {
             Some(Contents { bytes, expected: true }) => layer.append(entry, Data::Known(&mut &bytes[..]))?,

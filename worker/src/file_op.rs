@@ -84,12 +84,8 @@ impl Worker {
         cancel: Cancel,
     ) -> Result<Stored, WorkerError> {
         let root = self.root().clone();
-        let options = file::Options {
-            created: self.now(),
-            latest_mtime: self.options().epoch,
-            temporary: root.temp_dir()?.to_owned(),
-            earlier: None,
-        };
+        let options =
+            file::Options { created: self.now(), temporary: root.temp_dir()?.to_owned(), earlier: None };
         pool::spawn(move || -> Result<Stored, WorkerError> {
             let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
             let earlier = earlier.and_then(|layer| Earlier::open(&root.layers(), &layer));

@@ -362,11 +362,11 @@ impl Worker {
             || rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let fd = open().map_err(|errno| WorkerError::Io { path: upper.to_owned(), source: errno.into() })?;
         let new = self.root().layers().create()?;
-        let (marks, latest_mtime) = (self.marks(), self.options().epoch);
+        let marks = self.marks();
         let small = diff::is_small(fd.as_fd());
         let write = move || -> Result<Stored, WorkerError> {
             let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
-            let options = diff::Options { marks, stubs: &[], lower: Some(&lower), latest_mtime };
+            let options = diff::Options { marks, lower: Some(&lower) };
             let diff = timing::phase("diff", of);
             let entries = diff::scan(fd.as_fd(), &options)?;
             diff.end();
@@ -403,12 +403,7 @@ fn copy_into(
         }
     };
     let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, source))] };
-    let options = file::Options {
-        created: 0,
-        latest_mtime: None,
-        earlier: None,
-        temporary: root.temp_dir()?.to_owned(),
-    };
+    let options = file::Options { created: 0, earlier: None, temporary: root.temp_dir()?.to_owned() };
     let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
     let tar = tempfile::tempfile_in(root.temp_dir()?).map_err(failed)?;
     let (tar, index) = file::run(&op, &[input], &open_tar, &options, cancel, tar)?;

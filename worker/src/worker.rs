@@ -67,8 +67,6 @@ pub struct Options {
     pub devices: Rc<Registry>,
     /// What a RUN without `--network` gets.
     pub default_network: Network,
-    /// `SOURCE_DATE_EPOCH`: the latest time in layers that are made.
-    pub epoch: Option<i64>,
     /// Finds git repositories and files from the web; the same for all platforms of a build.
     pub remotes: Rc<Remotes>,
     /// The host's `/etc/resolv.conf`.
@@ -201,11 +199,9 @@ impl Worker {
         (self.events)(event);
     }
 
-    /// Now, but no later than `SOURCE_DATE_EPOCH`.
+    /// Now, seconds since the epoch.
     pub(crate) fn now(&self) -> i64 {
-        let now =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-        self.options.epoch.map_or(now, |epoch| now.min(epoch))
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
     }
 
     /// The merged view over layers that are here.

@@ -9,16 +9,6 @@ pub fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
     text
 }
 
-/// Where systemd-resolved keeps the real servers when `/etc/resolv.conf` names only its stub.
-pub const SYSTEMD_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
-
-/// Whether only systemd-resolved's stub is named: then a sandbox with a network of its own needs
-/// [`SYSTEMD_RESOLV_CONF`] instead.
-pub fn is_systemd_stub(host: &str) -> bool {
-    let mut servers = nameservers(host).peekable();
-    servers.peek().is_some() && servers.all(|server| server == "127.0.0.53")
-}
-
 /// Text of `/etc/resolv.conf` for a sandbox, from the host's. A sandbox that shares the host's network gets it as it
 /// is; in any other one the host's loopback addresses lead nowhere, so they are dropped, and Google's public servers
 /// are named if none is left, as Docker does.
@@ -73,12 +63,5 @@ mod tests {
         ] {
             assert_eq!(resolv_conf(host, shared), want, "{host:?}");
         }
-    }
-
-    #[test]
-    fn the_systemd_stub_is_recognised_when_it_is_alone() {
-        assert!(is_systemd_stub("nameserver 127.0.0.53\noptions edns0\n"));
-        assert!(!is_systemd_stub("nameserver 127.0.0.53\nnameserver 1.1.1.1\n"));
-        assert!(!is_systemd_stub(""));
     }
 }

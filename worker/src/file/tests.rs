@@ -25,7 +25,6 @@ impl Stages {
         let temporary = tempfile::tempdir().unwrap();
         let options = Options {
             created: 500,
-            latest_mtime: Some(2_000_000_000),
             temporary: temporary.path().to_owned(),
             earlier: self
                 .earlier
@@ -326,12 +325,47 @@ fn a_missing_source_says_what_may_be_meant() {
 }
 
 #[test]
-fn times_are_clamped_in_what_is_made() {
+fn what_is_copied_keeps_its_time() {
     let dir = tempfile::tempdir().unwrap();
-    let file = File::create(dir.path().join("f")).unwrap();
-    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000)).unwrap();
-    let index = Stages::default()
-        .run(vec![FileAction::Copy(copy(0, "/f", "/f"))], &[context(&dir, &[])], None)
-        .unwrap();
-    assert_eq!(index.get(b"f").unwrap().mtime, 2_000_000_000);
+    let at = |seconds| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let set = |path: &str, seconds| {
+        File::open(dir.path().join(path)).unwrap().set_modified(at(seconds)).unwrap();
+    };
+    fs::create_dir_all(dir.path().join("d/sub")).unwrap();
+    fs::write(dir.path().join("f"), "f").unwrap();
+    fs::write(dir.path().join("d/sub/g"), "g").unwrap();
+    // Also after 2038.
+    set("f", 4_000_000_000);
+    set("d/sub/g", 1_000);
+    set("d/sub", 2_000);
+    let mut stages = Stages::default();
+    let input = [context(&dir, &[])];
+    let changed = |copy: op::Copy| op::Copy {
+        owner: Some(op::Owner { user: "5".to_owned(), group: None }),
+        mode: Some("0600".to_owned()),
+        ..copy
+    };
+    let by_pattern = |copy: op::Copy| op::Copy { wildcard: true, ..copy };
+    let with_parents = |pattern: &str| op::Copy { parents: Some(pattern.to_owned()), ..copy(0, "/", "/to/") };
+    for (action, path, time) in [
+        (copy(0, "/f", "/f"), "f", 4_000_000_000),
+        (copy(0, "/f", "/other"), "other", 4_000_000_000),
+        (copy(0, "/f", "/made/"), "made/f", 4_000_000_000),
+        (changed(copy(0, "/f", "/f")), "f", 4_000_000_000),
+        (by_pattern(copy(0, "/d/*/g", "/g")), "g", 1_000),
+        (copy(0, "/d", "/to"), "to/sub", 2_000),
+        (copy(0, "/d", "/to"), "to/sub/g", 1_000),
+        (changed(copy(0, "/d", "/to")), "to/sub", 2_000),
+        (with_parents("d/sub/g"), "to/d/sub/g", 1_000),
+        (with_parents("d/sub/g"), "to/d/sub", 2_000),
+    ] {
+        let shown = format!("{action:?}");
+        let index = stages.run(vec![FileAction::Copy(action)], &input, None).unwrap();
+        assert_eq!(index.get(path.as_bytes()).unwrap().mtime, time, "{path} {shown}");
+        // Through another stage, too.
+        let again = FileAction::Copy(copy(0, "/", "/again"));
+        let copied = stages.run(vec![again], &[layers(&[&index])], None).unwrap();
+        let path = format!("again/{path}");
+        assert_eq!(copied.get(path.as_bytes()).unwrap().mtime, time, "{path} {shown}");
+    }
 }

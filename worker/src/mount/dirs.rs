@@ -442,7 +442,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let into = rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         extract(&index, &tar, into.as_fd(), Marks::Trusted).unwrap();
-        let options = Options { marks: Marks::Trusted, stubs: &[], lower: None, latest_mtime: None };
+        let options = Options { marks: Marks::Trusted, lower: None };
         let (_, again) = write_layer(into.as_fd(), &options, std::io::sink()).unwrap();
         assert_eq!(again.entries(), index.entries());
         assert_eq!(again.diff_id(), index.diff_id());

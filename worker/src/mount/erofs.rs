@@ -223,7 +223,7 @@ mod tests {
             let tree = odd_tree(&mut dice);
             let (tar, index) = layer(tree, &mut dice);
             let Some(mount) = mounted(&tar, &index) else { return };
-            let options = Options { marks: Marks::Trusted, stubs: &[], lower: None, latest_mtime: None };
+            let options = Options { marks: Marks::Trusted, lower: None };
             let seen = scan(mount.as_fd(), &options).unwrap();
             let mut wanted = index.entries()[1..].to_vec();
             let offsets: Vec<(u64, ContentDigest)> = wanted

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use image::layer::Kind;
 use image::layer::read::{ReadError, index_tar};
 use rustix::fs::{Mode, OFlags};
 use store::compress::Decoder;
@@ -37,6 +38,13 @@ pub fn unpack(reader: impl Read, into: &Path) -> Result<(), ArchiveError> {
     let dir = rustix::fs::open(into, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io::Error::from)?;
     Ok(dirs::extract(&index, &tar, dir.as_fd(), Marks::Trusted)?)
+}
+
+/// The latest time of a file in an archive; `None` if it has no files or is no archive.
+pub(crate) fn latest(reader: impl Read) -> Option<i64> {
+    let index = index_tar(Decoder::detect(reader).ok()?, io::sink()).ok()?;
+    let files = index.entries().iter().filter(|entry| matches!(entry.kind, Kind::File { .. }));
+    files.map(|entry| entry.mtime).max()
 }
 
 fn tempfile(dir: &Path) -> io::Result<File> {

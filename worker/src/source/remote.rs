@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use image::layer::Kind;
 use image::tree::Pick;
 use image::{ChainId, ContentDigest, DiffId};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,7 @@ use store::registry::{Client, Progress};
 use store::root::Root;
 use store::stat::StatCache;
 
+use super::archive;
 use super::git::{Commit, Git, GitAuth};
 use super::http::{Download, Http};
 use super::local::Directory;
@@ -148,6 +151,37 @@ impl Remotes {
         Ok(snapshot(&[layer]))
     }
 
+    /// When `source` was made, seconds: the time of a commit, what a server says of a file, or the latest time of a file in
+    /// an archive. `None`: it does not say.
+    pub async fn time(&self, source: &Source, cancel: &Cancel) -> Result<Option<i64>, WorkerError> {
+        if let Pinned::Http(download) = self.pinned(source, &Progress::none()).await?
+            && let Some(modified) = download.validators.modified()
+        {
+            return Ok(Some(modified));
+        }
+        let snapshot = self.load(source, Progress::none(), cancel).await?;
+        let layers = self.root.layers();
+        let mut latest = None;
+        for layer in &snapshot.layers {
+            let index = layers.index(&layer.diff_id)?;
+            for entry in index.entries() {
+                let time = match (source, &entry.kind) {
+                    (Source::Git { .. }, _) => Some(entry.mtime),
+                    (_, Kind::File { size, offset, .. }) => {
+                        let mut tar = layers.open_tar(&layer.diff_id)?;
+                        let io = |source| WorkerError::Io { path: self.root.path().to_owned(), source };
+                        tar.seek(SeekFrom::Start(*offset)).map_err(io)?;
+                        let file = tar.take(*size);
+                        pool::spawn(move || archive::latest(file)).await?
+                    }
+                    _ => None,
+                };
+                latest = latest.max(time);
+            }
+        }
+        Ok(latest)
+    }
+
     async fn pinned(&self, source: &Source, progress: &Progress) -> Result<Pinned, WorkerError> {
         if let Some(pinned) = self.pinned.borrow().get(source) {
             return Ok(pinned.clone());
@@ -239,12 +273,7 @@ fn layer_of_directory(root: &Root, directory: &Path, cancel: &Cancel) -> Result<
     let walked = directory.walk(&all, &StatCache::default(), cancel)?;
     let input = file::Input { tree: walked.tree, directory: Some(std::sync::Arc::new(directory)) };
     let op = op::File { base: None, actions: vec![FileAction::Copy(op::Copy::all(0, "/"))] };
-    let options = file::Options {
-        created: 0,
-        latest_mtime: None,
-        earlier: None,
-        temporary: root.temp_dir()?.to_owned(),
-    };
+    let options = file::Options { created: 0, earlier: None, temporary: root.temp_dir()?.to_owned() };
     let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
     let (new, index) = file::run(&op, &[input], &open_tar, &options, cancel, root.layers().create()?)?;
     Ok(new.commit(index)?.diff_id)

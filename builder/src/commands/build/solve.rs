@@ -119,7 +119,7 @@ impl Build<'_> {
         let times = epoch.is_none().then_some((self.began, now));
         image.attestations = self.attest(&converted.definition, &image, times)?;
         self.images.borrow_mut().push(image.clone());
-        Ok(Made { image, layers, used })
+        Ok(Made { image, layers, epoch, used })
     }
 
     /// Whether all layers are here or at registries; those that only an imported cache has are brought here.
@@ -162,8 +162,6 @@ impl Build<'_> {
             agents: self.agents.sockets.clone(),
             devices: self.devices.clone(),
             default_network: Network::Host,
-            // Layers in the cache have the times they were made with: `export::retime` cuts them.
-            epoch: None,
             remotes: self.remotes.clone(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             no_steps: self.session.no_steps.clone(),
