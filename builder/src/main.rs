@@ -112,6 +112,7 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Verify(args) => commands::verify::verify(session, *args),
         Command::Builds(args) => commands::builds::builds(session, &args),
         Command::Logs(args) => commands::builds::logs(session, &args),
+        Command::Shell(args) => commands::shell::shell(session, *args),
         Command::Index(args) => commands::index::index(session, &args),
         Command::Man(args) => cli::docs::man_pages(&args.dir).or_fail(failure::Class::Usage),
         Command::Completion(args) => commands::completion(&args),

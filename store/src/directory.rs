@@ -1,4 +1,4 @@
-//! Directories kept between builds: cache mounts of RUN, clones of git sources.
+//! Directories kept between builds: cache mounts of RUN, clones of git sources, sandboxes of steps that failed.
 //!
 //! Their content is whatever their users put there; nothing here reads it. A directory is named by the hash of a name
 //! that may be hostile.
@@ -20,15 +20,18 @@ pub enum DirectoryKind {
     CacheMount,
     /// A clone of a git repository.
     Git,
+    /// What is left of a step that failed.
+    Sandbox,
 }
 
 impl DirectoryKind {
-    const ALL: [Self; 2] = [Self::CacheMount, Self::Git];
+    const ALL: [Self; 3] = [Self::CacheMount, Self::Git, Self::Sandbox];
 
     fn name(self) -> &'static str {
         match self {
             Self::CacheMount => "cache-mount",
             Self::Git => "git",
+            Self::Sandbox => "sandbox",
         }
     }
 
@@ -36,6 +39,7 @@ impl DirectoryKind {
         match self {
             Self::CacheMount => 0,
             Self::Git => 1,
+            Self::Sandbox => 2,
         }
     }
 }
@@ -116,6 +120,32 @@ impl Directories {
         Ok(Directory { path, id, _lease: lease })
     }
 
+    /// The directory with this ID, if it is there.
+    pub fn reopen(&self, id: DirectoryId) -> Result<Option<Directory>, StoreError> {
+        let lease = self.root.lease([Item::Directory(id)])?;
+        let path = path(self.root.path(), &id);
+        let is_listed = self.root.inner.db.write(|tx| {
+            let mut query =
+                tx.prepare_cached("UPDATE directories SET last_used = ?3 WHERE kind = ?1 AND name = ?2")?;
+            query.execute((id.kind.code(), &id.name[..], now()))
+        })? > 0;
+        Ok((is_listed && path.is_dir()).then_some(Directory { path, id, _lease: lease }))
+    }
+
+    /// All of one kind, the last made first.
+    pub fn of_kind(&self, kind: DirectoryKind) -> Result<Vec<DirectoryRow>, StoreError> {
+        let mut rows = self.list()?;
+        rows.retain(|row| row.id.kind == kind);
+        rows.sort_by_key(|row| (std::cmp::Reverse(row.created), row.id));
+        Ok(rows)
+    }
+
+    /// Removes a directory, which its owner has done with.
+    pub fn remove(&self, directory: Directory) -> Result<(), StoreError> {
+        self.root.inner.db.write(|tx| Self::forget(tx, &directory.id))?;
+        self.root.remove(&directory.path)
+    }
+
     pub(crate) fn list(&self) -> Result<Vec<DirectoryRow>, StoreError> {
         Ok(self.root.inner.db.read(|db| {
             let mut query =
@@ -143,13 +173,17 @@ impl Directories {
     }
 }
 
-/// A row of the table.
+/// What is known of a kept directory.
 #[derive(Debug)]
-pub(crate) struct DirectoryRow {
-    pub(crate) id: DirectoryId,
-    pub(crate) description: String,
-    pub(crate) created: i64,
-    pub(crate) last_used: i64,
+pub struct DirectoryRow {
+    /// Which it is.
+    pub id: DirectoryId,
+    /// What it is for, for people.
+    pub description: String,
+    /// When it was made, seconds since the epoch.
+    pub created: i64,
+    /// When it was last used.
+    pub last_used: i64,
 }
 
 impl Directory {
@@ -186,6 +220,23 @@ mod tests {
             .unwrap();
         assert!(root.directories().open(DirectoryKind::Git, b"a", "x").unwrap().path().join("f").exists());
         assert_eq!(root.directories().list().unwrap().len(), 6);
+    }
+
+    #[test]
+    fn a_directory_is_found_again_until_it_is_removed() {
+        let (_dir, root) = root();
+        let directories = root.directories();
+        let made = directories.open(DirectoryKind::Sandbox, b"a", "one").unwrap();
+        std::fs::write(made.path().join("f"), "1").unwrap();
+        let (id, path) = (made.id(), made.path().to_owned());
+        drop(made);
+        assert_eq!(directories.of_kind(DirectoryKind::Sandbox).unwrap()[0].description, "one");
+        assert!(directories.of_kind(DirectoryKind::Git).unwrap().is_empty());
+        let again = directories.reopen(id).unwrap().unwrap();
+        assert_eq!(again.path(), path);
+        directories.remove(again).unwrap();
+        assert!(!path.exists());
+        assert!(directories.reopen(id).unwrap().is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! blobs/<alg>/<hex>    configs, manifests, compressed layers
 //! layers/<alg>/<hex>.tar, .idx, .erofs    a layer and its indexes, named by diff ID
 //! mounts/<hex>/        layers as directories, a cache of the mounters
-//! directories/<kind>/<hex>/    cache mounts, git clones
+//! directories/<kind>/<hex>/    cache mounts, git clones, sandboxes
 //! stat/<hex>           stat caches, one a context
 //! locks/<hex>          a lock a key, present while held
 //! locks/gc             shared: taking leases and renaming into place; exclusive: prune deciding what goes

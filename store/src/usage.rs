@@ -29,11 +29,14 @@ pub enum UsageKind {
     Git,
     /// A stat cache of a local context.
     Local,
+    /// What is left of a step that failed.
+    Sandbox,
 }
 
 impl UsageKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Layer, Self::Blob, Self::CacheMount, Self::Git, Self::Local];
+    pub const ALL: [Self; 6] =
+        [Self::Layer, Self::Blob, Self::CacheMount, Self::Git, Self::Local, Self::Sandbox];
 
     /// The name in lists and filters.
     pub fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl UsageKind {
             Self::CacheMount => "exec.cachemount",
             Self::Git => "source.git.checkout",
             Self::Local => "source.local",
+            Self::Sandbox => "exec.sandbox",
         }
     }
 }
@@ -257,6 +261,7 @@ impl Root {
                 kind: match row.id.kind {
                     DirectoryKind::CacheMount => UsageKind::CacheMount,
                     DirectoryKind::Git => UsageKind::Git,
+                    DirectoryKind::Sandbox => UsageKind::Sandbox,
                 },
                 id: hex::encode(row.id.name),
                 size: sizes.get(&directory::path(self.path(), &row.id)).copied().unwrap_or(0),

@@ -3,6 +3,7 @@
 pub mod base;
 pub mod docker_registry;
 pub mod env;
+pub mod pty;
 pub mod registry;
 pub mod watch;
 pub mod web;

@@ -3,14 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::error::WorkerError;
+use crate::exec::{self, Mount, Network, Plan, Source};
+use crate::step::Held;
+use crate::worker::Worker;
 use image::DiffId;
 use image::config::ContainerConfig;
 use solver::op;
-use store::temp::WorkDir;
-
-use crate::error::WorkerError;
-use crate::exec::{self, Lower, Mount, Network, Plan, Root, Source};
-use crate::worker::Worker;
 
 /// A container to be.
 #[derive(Clone, Debug)]
@@ -59,7 +58,13 @@ pub struct Bind {
 pub struct Prepared {
     /// The plan.
     pub plan: Plan,
-    _held: Vec<WorkDir>,
+    _held: Held,
+}
+
+impl Prepared {
+    pub(crate) fn new(plan: Plan, held: Held) -> Self {
+        Self { plan, _held: held }
+    }
 }
 
 impl Spec {
@@ -85,8 +90,8 @@ impl Worker {
         let tree = self.tree(&spec.layers)?;
         let identity = self.identity(&tree, &spec.user)?;
         let lowers = self.lowers(spec.layers).await?;
-        let mut held = Vec::new();
-        let root = self.overlay(lowers.clone(), &mut held)?;
+        let mut held = Held::default();
+        let root = self.writable(lowers.clone(), &mut held)?.0;
         let exec = op::Exec {
             args: spec.args,
             env: spec.env,
@@ -118,7 +123,7 @@ impl Worker {
         if spec.read_only {
             // Volumes hold data: they can be written to, and begin with what the image has there.
             for target in spec.volumes {
-                let root = self.overlay(lowers.clone(), &mut held)?;
+                let root = self.writable(lowers.clone(), &mut held)?.0;
                 let source = Source::Files { root, path: target.clone() };
                 plan.mounts.push(Mount { target, source, readonly: false });
             }
@@ -134,13 +139,7 @@ impl Worker {
         }
         plan.sort_mounts();
         plan.check()?;
-        Ok(Prepared { plan, _held: held })
-    }
-
-    fn overlay(&self, lowers: Vec<Lower>, held: &mut Vec<WorkDir>) -> Result<Root, WorkerError> {
-        let (root, _, dir) = self.writable_overlay(lowers)?;
-        held.push(dir);
-        Ok(root)
+        Ok(Prepared::new(plan, held))
     }
 }
 

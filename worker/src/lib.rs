@@ -20,6 +20,7 @@ pub mod cache;
 pub mod cdi;
 
 pub mod container;
+pub mod sandbox;
 
 mod file_op;
 mod step;

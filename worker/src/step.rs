@@ -39,12 +39,25 @@ const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What a step holds while it runs.
 #[derive(Debug, Default)]
-struct Held {
-    directories: Vec<Directory>,
-    locks: Vec<KeyLock>,
+pub(crate) struct Held {
+    pub(crate) directories: Vec<Directory>,
+    pub(crate) locks: Vec<KeyLock>,
     // Before the directories that their sockets are in.
     agents: Vec<Agent>,
-    work: Vec<WorkDir>,
+    pub(crate) work: Vec<WorkDir>,
+}
+
+/// A step that can start.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) plan: exec::Plan,
+    /// Where its changes are kept.
+    pub(crate) upper: PathBuf,
+    /// What it begins with.
+    tree: Tree,
+    /// What its mounts were given, in the op's order.
+    pub(crate) mounts: Vec<Given>,
+    pub(crate) held: Held,
 }
 
 impl Worker {
@@ -59,43 +72,11 @@ impl Worker {
             return Err(WorkerError::Host(reason.clone()));
         }
         let of = Of::Step(job.id.index());
-        let prepare = timing::phase("prepare", of);
-        let layers = layers_of(&task.inputs[0]);
-        let tree = self.tree(&layers)?;
-        let identity = self.identity(&tree, &exec.user)?;
-        let mut held = Held::default();
-        let mut caches = self.caches(job, task, exec, &mut held).await?;
-        let mut mounts = Vec::with_capacity(exec.mounts.len());
-        for (position, mount) in exec.mounts.iter().enumerate() {
-            let cache = caches.remove(&position);
-            mounts.push(self.given(job, task, &mount.kind, cache, &mut held).await?);
-        }
-        prepare.end();
-        let mount = timing::phase("mount", of);
-        let (root, upper) = self.writable(self.lowers(layers).await?, &mut held)?;
-        mount.end();
+        let ready = self.ready(job, &task.inputs, exec).await?;
         let exec_phase = timing::phase("exec", of);
-        let network = match exec.network {
-            op::Network::Default => self.options().default_network,
-            op::Network::None => Network::None,
-            op::Network::Host => Network::Host,
-        };
-        let resolved = exec::Resolved {
-            root,
-            skeletons: Some(self.root().path().join("skeletons")),
-            mounts,
-            identity,
-            default_network: self.options().default_network,
-            resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, network == Network::Host),
-        };
-        let mut plan = exec::plan(exec, resolved)?;
-        if !exec.devices.is_empty() {
-            self.options().devices.apply(&exec.devices, &mut plan)?;
-        }
-
         let command = exec.args.join(" ");
         let started = Instant::now();
-        let mut child = exec::spawn(&plan, Stdio::Piped { stdin: None }).await.map_err(|source| {
+        let mut child = exec::spawn(&ready.plan, Stdio::Piped { stdin: None }).await.map_err(|source| {
             let source = Box::new(source);
             WorkerError::Start { command: command.clone(), source }
         })?;
@@ -118,13 +99,16 @@ impl Worker {
         let seconds = started.elapsed().as_secs_f64();
         if !exit.success() {
             // Now: what the step wrote takes no more space in a moment.
-            let disk_full = store::gc::is_full(&upper).then(|| io::ErrorKind::StorageFull.into());
+            let disk_full = store::gc::is_full(&ready.upper).then(|| io::ErrorKind::StorageFull.into());
+            if disk_full.is_none() {
+                self.keep(job, &task.inputs, exec, &ready).await;
+            }
             return Err(WorkerError::Step { command, exit, disk_full });
         }
-        let stored = self.store_upper(&upper, tree, of).await?;
+        let stored = self.store_upper(&ready.upper, ready.tree, of).await?;
         if self.keeps_changes() {
             let _phase = timing::phase("adopt", of);
-            self.mounter().adopt(&stored.diff_id, &upper)?;
+            self.mounter().adopt(&stored.diff_id, &ready.upper)?;
         }
         Ok(Outcome {
             layer: stored.diff_id,
@@ -135,8 +119,67 @@ impl Worker {
         })
     }
 
+    /// Looks up and mounts all that `exec` needs.
+    pub(crate) async fn ready(
+        &self,
+        job: &Job<'_>,
+        inputs: &[InputRef<'_>],
+        exec: &op::Exec,
+    ) -> Result<Ready, WorkerError> {
+        let of = Of::Step(job.id.index());
+        let prepare = timing::phase("prepare", of);
+        let layers = layers_of(&inputs[0]);
+        let tree = self.tree(&layers)?;
+        let identity = self.identity(&tree, &exec.user)?;
+        let mut held = Held::default();
+        let mut caches = self.caches(job, inputs, exec, &mut held).await?;
+        let mut mounts = Vec::with_capacity(exec.mounts.len());
+        for (position, mount) in exec.mounts.iter().enumerate() {
+            let cache = caches.remove(&position);
+            mounts.push(self.given(job, inputs, &mount.kind, cache, &mut held).await?);
+        }
+        prepare.end();
+        let mount = timing::phase("mount", of);
+        let (root, upper) = self.writable(self.lowers(layers).await?, &mut held)?;
+        mount.end();
+        let plan = self.plan_of(exec, root, mounts.clone(), identity)?;
+        Ok(Ready { plan, upper, tree, mounts, held })
+    }
+
+    /// The process of `exec` in a sandbox of these parts.
+    pub(crate) fn plan_of(
+        &self,
+        exec: &op::Exec,
+        root: exec::Root,
+        mounts: Vec<Given>,
+        identity: Identity,
+    ) -> Result<exec::Plan, WorkerError> {
+        let network = match exec.network {
+            op::Network::Default => self.options().default_network,
+            op::Network::None => Network::None,
+            op::Network::Host => Network::Host,
+        };
+        let resolved = exec::Resolved {
+            root,
+            skeletons: Some(self.root().path().join("skeletons")),
+            mounts,
+            identity,
+            default_network: self.options().default_network,
+            resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, network == Network::Host),
+        };
+        let mut plan = exec::plan(exec, resolved)?;
+        if !exec.devices.is_empty() {
+            self.options().devices.apply(&exec.devices, &mut plan)?;
+        }
+        Ok(plan)
+    }
+
     /// An overlay over `lowers` whose changes are kept as long as `held`, and where they are kept.
-    fn writable(&self, lowers: Vec<Lower>, held: &mut Held) -> Result<(exec::Root, PathBuf), WorkerError> {
+    pub(crate) fn writable(
+        &self,
+        lowers: Vec<Lower>,
+        held: &mut Held,
+    ) -> Result<(exec::Root, PathBuf), WorkerError> {
         let (root, upper, dir) = self.writable_overlay(lowers)?;
         held.work.push(dir);
         Ok((root, upper))
@@ -172,7 +215,7 @@ impl Worker {
     async fn given(
         &self,
         job: &Job<'_>,
-        task: &Task<'_>,
+        inputs: &[InputRef<'_>],
         mount: &MountKind,
         cache: Option<PathBuf>,
         held: &mut Held,
@@ -180,7 +223,7 @@ impl Worker {
         match mount {
             MountKind::Bind { input: None, .. } | MountKind::Tmpfs { .. } => Ok(Given::Nothing),
             MountKind::Bind { input: Some(input), writable, .. } => {
-                let lowers = self.input_lowers(job, task, *input).await?;
+                let lowers = self.input_lowers(job, inputs, *input).await?;
                 if *writable {
                     return Ok(Given::Files(self.writable(lowers, held)?.0));
                 }
@@ -192,47 +235,64 @@ impl Worker {
                 .secrets
                 .get(id)
                 .map_or(Given::Nothing, |secret| Given::Secret(secret.clone()))),
-            MountKind::Ssh { id, mode, uid, gid, .. } => {
-                let Some(agent) = self.options().agents.get(id) else { return Ok(Given::Nothing) };
-                let dir = self.root().work_dir()?;
-                let agent = Agent::start(dir.path(), agent, *mode, (*uid, *gid))
-                    .map_err(|source| WorkerError::Io { path: dir.path().to_owned(), source })?;
-                let socket = agent.socket().to_owned();
-                held.agents.push(agent);
-                held.work.push(dir);
-                Ok(Given::Socket(socket))
-            }
+            MountKind::Ssh { id, mode, uid, gid, .. } => self.agent(id, *mode, (*uid, *gid), held),
         }
+    }
+
+    /// The socket of an SSH agent, for one step.
+    pub(crate) fn agent(
+        &self,
+        id: &str,
+        mode: u16,
+        owner: (u32, u32),
+        held: &mut Held,
+    ) -> Result<Given, WorkerError> {
+        let Some(agent) = self.options().agents.get(id) else { return Ok(Given::Nothing) };
+        let dir = self.root().work_dir()?;
+        let agent = Agent::start(dir.path(), agent, mode, owner)
+            .map_err(|source| WorkerError::Io { path: dir.path().to_owned(), source })?;
+        let socket = agent.socket().to_owned();
+        held.agents.push(agent);
+        held.work.push(dir);
+        Ok(Given::Socket(socket))
+    }
+
+    async fn input_lowers(
+        &self,
+        job: &Job<'_>,
+        inputs: &[InputRef<'_>],
+        input: usize,
+    ) -> Result<Vec<Lower>, WorkerError> {
+        self.lowers(self.input_layers(job, inputs, input).await?).await
     }
 
     /// The layers of an input of a mount; a local directory becomes a layer first, so that a step sees what COPY would
     /// give it: without what is ignored, owned by root.
-    async fn input_lowers(
+    pub(crate) async fn input_layers(
         &self,
         job: &Job<'_>,
-        task: &Task<'_>,
+        inputs: &[InputRef<'_>],
         input: usize,
-    ) -> Result<Vec<Lower>, WorkerError> {
-        let layers = match &task.inputs[input].snapshot {
+    ) -> Result<Vec<DiffId>, WorkerError> {
+        Ok(match &inputs[input].snapshot {
             Some(snapshot) => diff_ids(snapshot),
             None => {
                 let selector =
                     job.vertex.inputs[input].selector.as_ref().expect("local sources are read by selectors");
-                let context = self.context(&task.inputs[input], selector, &job.cancel).await?;
+                let context = self.context(&inputs[input], selector, &job.cancel).await?;
                 vec![self.layer_of(context, &job.cancel).await?]
             }
-        };
-        self.lowers(layers).await
+        })
     }
 
     /// Names what is read of an input.
     async fn input_digest(
         &self,
         job: &Job<'_>,
-        task: &Task<'_>,
+        inputs: &[InputRef<'_>],
         index: usize,
     ) -> Result<ContentDigest, WorkerError> {
-        let input = &task.inputs[index];
+        let input = &inputs[index];
         if let Some(ResultDigest(digest)) = input.result {
             return Ok(digest);
         }
@@ -246,7 +306,7 @@ impl Worker {
     async fn caches(
         &self,
         job: &Job<'_>,
-        task: &Task<'_>,
+        inputs: &[InputRef<'_>],
         exec: &op::Exec,
         held: &mut Held,
     ) -> Result<BTreeMap<usize, PathBuf>, WorkerError> {
@@ -259,7 +319,7 @@ impl Worker {
                 None => id.clone(),
                 // What a cache was filled with is part of its name: another seed is another cache.
                 Some(index) => {
-                    let seed = self.input_digest(job, task, *index).await?;
+                    let seed = self.input_digest(job, inputs, *index).await?;
                     format!("{id}\0{}\0{source}", seed.hex())
                 }
             };
@@ -276,7 +336,7 @@ impl Worker {
             let path = directory.path().join("files");
             held.directories.push(directory);
             if lock.is_some() && !path.exists() {
-                self.fill_cache(job, task, *input, source, &path, (*mode, *uid, *gid)).await?;
+                self.fill_cache(job, inputs, *input, source, &path, (*mode, *uid, *gid)).await?;
             }
             // What is shared is locked only while it is filled.
             held.locks.extend(lock.filter(|_| *sharing != Sharing::Shared));
@@ -319,7 +379,7 @@ impl Worker {
     async fn fill_cache(
         &self,
         job: &Job<'_>,
-        task: &Task<'_>,
+        inputs: &[InputRef<'_>],
         input: Option<usize>,
         source: &str,
         path: &Path,
@@ -335,7 +395,7 @@ impl Worker {
         let (mode, uid, gid) = match input {
             None => (mode, uid, gid),
             Some(input) => {
-                let input = self.file_input(job, input, &task.inputs[input]).await?;
+                let input = self.file_input(job, input, &inputs[input]).await?;
                 let (root, into) = (self.root().clone(), temp.clone());
                 let (source, cancel) = (source.to_owned(), job.cancel.clone());
                 let marks = self.marks();

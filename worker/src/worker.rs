@@ -41,6 +41,7 @@ use crate::isolate::userns::Ids;
 use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
 use crate::mount::scratch;
+use crate::sandbox::Kept;
 use crate::source::image::{PullError, pull_layer};
 use crate::source::local::{Directory, Walked};
 use crate::source::remote::Remotes;
@@ -73,6 +74,8 @@ pub struct Options {
     pub resolv_conf: String,
     /// Why this host cannot run steps, if it cannot.
     pub no_steps: Option<String>,
+    /// The build's name, if the sandbox of a step that fails is to be kept.
+    pub keep_failed: Option<String>,
     /// Where layers of steps may be that are neither here nor at a registry: imported caches.
     pub elsewhere: Option<Rc<dyn LayerSource>>,
 }
@@ -94,6 +97,7 @@ pub struct Worker {
     walks: RefCell<HashMap<(VertexId, ContentDigest), Arc<Context>>>,
     /// Layers that stand for many.
     flattened: RefCell<HashMap<Vec<DiffId>, DiffId>>,
+    kept: RefCell<Option<Kept>>,
 }
 
 /// A local source, and what a selector picked of it.
@@ -113,7 +117,7 @@ impl fmt::Debug for Worker {
 impl Worker {
     /// A worker for one build. Images are found through `images`; what steps print goes to `events`.
     pub fn new(root: Root, options: Options, images: Rc<Images>, events: Rc<dyn Fn(Event)>) -> Self {
-        let (walks, flattened) = Default::default();
+        let (walks, flattened, kept) = Default::default();
         Self {
             root,
             options,
@@ -123,6 +127,7 @@ impl Worker {
             events,
             walks,
             flattened,
+            kept,
         }
     }
 
@@ -132,6 +137,23 @@ impl Worker {
 
     pub(crate) fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// The sandbox of a step that failed, if it was to be kept.
+    pub fn take_kept(&self) -> Option<Kept> {
+        self.kept.take()
+    }
+
+    pub(crate) fn kept(&self) -> bool {
+        self.kept.borrow().is_some()
+    }
+
+    pub(crate) fn set_kept(&self, kept: Kept) {
+        *self.kept.borrow_mut() = Some(kept);
+    }
+
+    pub(crate) fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Where overlayfs keeps its marks on this host.

@@ -144,6 +144,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub(crate) timings: Option<String>,
 
+    /// What to do when a step fails: `stop`, `shell` (open a shell in its sandbox), or `keep` (keep that for `rbuild shell`)
+    #[arg(long, value_name = "ACTION", default_value = "stop", value_parser = ["stop", "shell", "keep"])]
+    pub(crate) on_error: String,
+
     /// Say for each step why it was cached or not
     #[arg(long)]
     pub(crate) explain: bool,

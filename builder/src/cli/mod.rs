@@ -7,6 +7,7 @@ pub(crate) mod docs;
 mod image;
 mod index;
 mod run;
+mod shell;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub(crate) use image::{
 };
 pub(crate) use index::{IndexArgs, IndexCommand, IndexCreateArgs, IndexInspectArgs};
 pub(crate) use run::RunArgs;
+pub(crate) use shell::ShellArgs;
 
 use crate::failure::Failure;
 use defaults::Defaults;
@@ -84,6 +86,11 @@ pub(crate) enum Command {
     Builds(BuildsArgs),
     /// Show what the steps of a build said
     Logs(LogsArgs),
+    /// Open a shell in the sandbox of a step that failed, or of any step before or after it ran
+    ///
+    /// `rbuild shell` lists the sandboxes that `rbuild build --on-error=keep` kept and `rbuild shell ID` opens one.
+    /// `rbuild shell --before STEP CONTEXT` and `--after` take the flags of `build`.
+    Shell(Box<ShellArgs>),
     /// Join images of several platforms in a registry, or look at such an index
     Index(IndexArgs),
     /// Show how much disk space the state directory takes
@@ -106,6 +113,7 @@ pub(crate) enum Command {
 pub(crate) fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| match command.get_name() {
         "build" | "verify" => command.mut_args(defaults::with_values),
+        "shell" => command.mut_args(defaults::with_values).mut_args(shell::without_context),
         _ => command,
     })
 }
@@ -127,7 +135,7 @@ pub(crate) fn parse<D: Defaults>(
     let command = command();
     let (mut args, at) = with_default_command(&command, args.into_iter().collect());
     let matches = command.clone().try_get_matches_from(&args)?;
-    let Some((name @ ("build" | "verify"), build)) = matches.subcommand() else {
+    let Some((name @ ("build" | "verify" | "shell"), build)) = matches.subcommand() else {
         return Ok(Cli::from_arg_matches(&matches)?);
     };
     let defaults = defaults(matches.get_one::<PathBuf>("config").map(PathBuf::as_path))?;

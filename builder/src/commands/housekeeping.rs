@@ -71,6 +71,7 @@ fn heading(kind: UsageKind) -> &'static str {
         UsageKind::CacheMount => "Cache mounts",
         UsageKind::Git => "Git clones",
         UsageKind::Local => "Stat caches",
+        UsageKind::Sandbox => "Sandboxes",
     }
 }
 

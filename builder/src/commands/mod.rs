@@ -11,6 +11,7 @@ pub(crate) mod images;
 pub(crate) mod index;
 pub(crate) mod registry;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod transfer;
 pub(crate) mod verify;
 

@@ -67,6 +67,7 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
         default_network: spec.network,
         remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        keep_failed: None,
         elsewhere: None,
         no_steps: session.no_steps.clone(),
     };
@@ -77,11 +78,16 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
     let prepared = worker.prepare(spec).await.map_err(|error| Failure::from_worker(&error))?;
     let container = Container {
         plan: prepared.plan.clone(),
-        io: io(args)?,
+        io: io(args.tty, args.interactive)?,
         publish,
         stop_signal,
         stop_timeout: STOP_TIMEOUT,
     };
+    to_its_end(container).await
+}
+
+/// Runs a container; the exit code that a shell would give.
+pub(super) async fn to_its_end(container: Container) -> Result<u8, Failure> {
     match run_container(container).await {
         Ok(exit) => Ok(match exit.status {
             Status::Code(code) => u8::try_from(code).unwrap_or(1),
@@ -283,16 +289,17 @@ fn hostname() -> String {
     image::Digest::of(format!("{} {now}", std::process::id()).as_bytes()).short()
 }
 
-fn io(args: &RunArgs) -> Result<Io, Failure> {
+/// The caller's terminal, or its streams.
+pub(super) fn io(tty: bool, interactive: bool) -> Result<Io, Failure> {
     let copy = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(|error| Failure::new(Class::Host, format!("could not use standard streams: {error}")))
     };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    if args.tty {
+    if tty {
         return Ok(Io::Terminal { input: copy(stdin.as_fd())?, output: copy(stdout.as_fd())? });
     }
-    let input: OwnedFd = match args.interactive {
+    let input: OwnedFd = match interactive {
         true => copy(stdin.as_fd())?,
         false => std::fs::File::open(PathBuf::from("/dev/null"))
             .map_err(|error| Failure::new(Class::Host, format!("could not open /dev/null: {error}")))?

@@ -2,6 +2,7 @@
 //! here or in `main`.
 
 mod call;
+mod failed;
 mod output;
 mod secret;
 mod text;
@@ -19,6 +20,7 @@ use crate::cli::BuildArgs;
 use crate::failure::Failure;
 
 pub(crate) use call::Call;
+pub(crate) use failed::{Look, OnError, When};
 pub(crate) use output::{Output, OutputKind};
 pub(crate) use secret::{SecretSource, secrets};
 pub(crate) use text::{csv, parse_bool, parse_size};
@@ -55,6 +57,10 @@ pub(crate) struct BuildRequest {
     pub(crate) resources: BTreeMap<String, String>,
     pub(crate) attestations: Wanted,
     pub(crate) call: Call,
+    /// What to do when a step fails.
+    pub(crate) on_error: OnError,
+    /// `rbuild shell --before|--after`
+    pub(crate) look: Option<Look>,
     /// Where timings go: a file, or standard error if empty.
     pub(crate) timings: Option<String>,
     pub(crate) explain: bool,
@@ -205,6 +211,8 @@ impl BuildRequest {
             resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
             attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call::call(&args.call, args.check)?,
+            on_error: OnError::of(&args.on_error),
+            look: None,
             timings: args.timings,
             explain: args.explain,
             debug: args.debug,

@@ -17,6 +17,7 @@ mod projects;
 mod prune;
 mod reproducible;
 mod secrets;
+mod shell;
 mod sources;
 mod static_hello;
 mod steps;

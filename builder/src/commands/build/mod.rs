@@ -2,6 +2,7 @@
 
 mod attest;
 mod deliver;
+mod look;
 mod report;
 mod solve;
 mod stopped;
@@ -17,6 +18,7 @@ use frontend::request::Converted;
 use image::{Platform, Reference};
 use solver::cancel::Cancel;
 use solver::record::SnapshotLayer;
+use store::directory::Directory;
 use store::registry::Client;
 use store::root::Root;
 use store::timing::{self, Of};
@@ -37,9 +39,9 @@ use crate::export::{AssembledImage, Exported, metadata};
 use crate::failure::{Class, Failure};
 use crate::journal::{self, Journal};
 use crate::named::named_contexts;
-use crate::progress::{Mode, Progress, Terminal};
+use crate::progress::{Handle, Mode, Progress, Terminal};
 use crate::remote::Fetcher;
-use crate::request::{self, BuildRequest, Call, ContextSource};
+use crate::request::{self, BuildRequest, Call, ContextSource, OnError};
 use crate::timings::Timings;
 
 use stopped::Stopped;
@@ -58,6 +60,10 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
 /// What the command line, the environment and the configuration ask for.
 pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest, Failure> {
     let mut request = BuildRequest::new(args, &|name| std::env::var(name).ok())?;
+    if request.on_error == OnError::Shell && !super::shell::at_terminal() {
+        return Err(Failure::usage("--on-error=shell needs a terminal: there is none")
+            .hint("--on-error=keep keeps the sandbox of a step that fails for `rbuild shell`"));
+    }
     request.proxy_env = crate::registry::proxies(&session.places);
     if !request.resources.is_empty() {
         super::eprint("WARNING: --resource has no effect: steps share the resources of rbuild itself\n");
@@ -91,13 +97,14 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
     let parsed = Parsed::new(&context, request)?;
     runtime.block_on(async {
         let id = journal::new_id();
-        let build = Build {
+        let mut build = Build {
             session,
             request,
             root: &root,
             context: &context,
             parsed: &parsed,
-            journal: (request.call == Call::Build).then(|| Journal::begin(root.path(), entry(request, &id))),
+            journal: (request.call == Call::Build && request.look.is_none())
+                .then(|| Journal::begin(root.path(), entry(request, &id))),
             id,
             client,
             remotes: remotes.clone(),
@@ -107,13 +114,24 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             began: seconds_now(),
             digest: RefCell::default(),
             images: RefCell::default(),
+            kept: RefCell::default(),
         };
         let result = super::until_interrupted(|cancel| build.run(cancel)).await;
-        if let Some(journal) = build.journal {
+        if let Some(journal) = build.journal.take() {
             let how = result.as_ref().err().map_or("done", |failure| failure.message.as_str());
             journal.finish(how, build.digest.take());
         }
-        result.map(|()| build.images.take())
+        match result {
+            Err(failure) if request.on_error == OnError::Shell && build.kept.borrow().is_some() => {
+                // All of it is said before the shell begins.
+                super::eprint(&format!(
+                    "{failure}\n\nThis is a shell in the sandbox of the step; exit leaves it.\n"
+                ));
+                build.shell_in_failed().await?;
+                Err(Failure::new(failure.class, ""))
+            }
+            result => result.map(|()| build.images.take()),
+        }
     })
 }
 
@@ -138,6 +156,8 @@ struct Build<'a> {
     /// What it came to.
     digest: RefCell<Option<String>>,
     images: RefCell<Vec<AssembledImage>>,
+    /// The sandbox of the step that failed.
+    kept: RefCell<Option<Directory>>,
 }
 
 /// What one platform came to.
@@ -188,6 +208,18 @@ impl Build<'_> {
         let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
         let terminal = Terminal::stderr(|name| std::env::var(name).ok());
         let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
+        if let Some(look) = &self.request.look {
+            let [converted] = &converted[..] else {
+                return Err(Failure::usage("a shell is for one platform: give one --platform"));
+            };
+            let ended = self.look(look, converted, &contexts, &images, &cancel, progress).await;
+            return ended
+                .map_err(|stopped| match stopped {
+                    Stopped::Failure(failure) => failure,
+                    Stopped::Step { failure, excerpt } => failure.report(excerpt),
+                })
+                .and_then(super::shell::ended);
+        }
         let timings = timings.map(|timings| (timings, step_names(&converted)));
         let result = self.make(converted, &contexts, &images, &client, &cancel, &progress).await;
         let report = progress.finish();
@@ -210,6 +242,12 @@ impl Build<'_> {
         }
     }
 
+    /// `--cache-from`
+    fn imports(&self, progress: Handle) -> Imports {
+        let from = self.request.cache_from.clone();
+        Imports::new(self.root.clone(), (*self.client).clone(), from, progress)
+    }
+
     /// Solves for each platform and exports.
     async fn make(
         &self,
@@ -220,9 +258,7 @@ impl Build<'_> {
         cancel: &Cancel,
         progress: &Progress,
     ) -> Result<(Option<Exported>, Option<String>), Stopped> {
-        let from = self.request.cache_from.clone();
-        let imports = Imports::new(self.root.clone(), client.clone(), from, progress.handle());
-        let imports = Rc::new(imports);
+        let imports = Rc::new(self.imports(progress.handle()));
         let mut made = Vec::new();
         for converted in converted {
             let _phase = timing::phase("solve", Of::Build);

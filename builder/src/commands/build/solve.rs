@@ -24,7 +24,7 @@ use crate::commands::explain::Decisions;
 use crate::export::{self, AssembledImage, assemble};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::request::{Output, OutputKind};
+use crate::request::{OnError, Output, OutputKind};
 
 impl Build<'_> {
     pub(super) async fn solve(
@@ -57,17 +57,10 @@ impl Build<'_> {
                         show(event);
                     })
                 };
-                let options = Options {
-                    elsewhere: (!imports.is_empty()).then(|| imports.clone() as Rc<dyn LayerSource>),
-                    ..self.options(contexts)?
-                };
+                let options = self.options(contexts, Some(imports))?;
                 let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
                 let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl);
-                let options = driver::Options {
-                    parallelism: self.request.jobs,
-                    cancel: cancel.clone(),
-                    scope: self.scope(&converted.platform),
-                };
+                let options = self.driver_options(&converted, cancel);
                 let solved =
                     driver::solve(&converted.definition, &wanted, &worker, &cache, &*events, &options).await;
                 decisions.keep(self.root);
@@ -75,8 +68,9 @@ impl Build<'_> {
                     let snapshot = solved.into_iter().next().and_then(|solved| solved.snapshot);
                     snapshot.expect("a result is no local directory").layers
                 };
-                let mut layers =
-                    layers_of(solved.map_err(|error| self.stopped(&converted, error, listener.as_ref()))?);
+                let mut layers = layers_of(
+                    solved.map_err(|error| self.stopped(&converted, error, &worker, listener.as_ref()))?,
+                );
                 if self.request.outputs.iter().any(|output| output.kind != OutputKind::CacheOnly)
                     && !self.can_all_be_had(&layers, imports).await?
                 {
@@ -92,7 +86,8 @@ impl Build<'_> {
                             .await;
                     decisions.keep(self.root);
                     layers = layers_of(
-                        solved.map_err(|error| self.stopped(&converted, error, listener.as_ref()))?,
+                        solved
+                            .map_err(|error| self.stopped(&converted, error, &worker, listener.as_ref()))?,
                     );
                 }
                 (layers, cache.into_used())
@@ -151,7 +146,11 @@ impl Build<'_> {
         self.request.attestations.sbom || !self.request.outputs.iter().all(plain)
     }
 
-    pub(super) fn options(&self, contexts: &NamedContexts) -> Result<Options, Failure> {
+    pub(super) fn options(
+        &self,
+        contexts: &NamedContexts,
+        imports: Option<&Rc<Imports>>,
+    ) -> Result<Options, Failure> {
         let mut directories = contexts.directories.clone();
         if let Some(directory) = &self.context.directory {
             directories.insert("context".to_owned(), directory.clone());
@@ -165,8 +164,19 @@ impl Build<'_> {
             remotes: self.remotes.clone(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             no_steps: self.session.no_steps.clone(),
-            elsewhere: None,
+            keep_failed: (self.request.on_error != OnError::Stop).then(|| self.id.clone()),
+            elsewhere: imports
+                .filter(|imports| !imports.is_empty())
+                .map(|imports| imports.clone() as Rc<dyn LayerSource>),
         })
+    }
+
+    pub(super) fn driver_options(&self, converted: &Converted, cancel: &Cancel) -> driver::Options {
+        driver::Options {
+            parallelism: self.request.jobs,
+            cancel: cancel.clone(),
+            scope: self.scope(&converted.platform),
+        }
     }
 
     /// What tells this build's steps from those of other Dockerfiles.

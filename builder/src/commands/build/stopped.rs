@@ -3,12 +3,15 @@
 use frontend::request::Converted;
 use solver::driver::SolveError;
 use solver::{Definition, VertexId};
+use worker::Worker;
 use worker::error::WorkerError;
 use worker::file::FileError;
 
 use super::Build;
+use crate::commands::shell;
 use crate::failure::{Class, Failure};
 use crate::journal::Listener;
+use crate::request::OnError;
 
 /// Why a build failed, before it is known what the display has shown of it.
 pub(super) enum Stopped {
@@ -29,6 +32,7 @@ impl Build<'_> {
         &self,
         converted: &Converted,
         error: SolveError<WorkerError>,
+        worker: &Worker,
         listener: Option<&Listener>,
     ) -> Stopped {
         match error {
@@ -41,6 +45,17 @@ impl Build<'_> {
                     let number = listener.number(vertex);
                     failure =
                         failure.hint(format!("`rbuild logs {} {number}` shows all that it said", self.id));
+                }
+                let kept = worker.take_kept();
+                if let Some(Err(error)) = &kept {
+                    failure = failure.hint(format!("its sandbox could not be kept: {error}"));
+                }
+                if let Some(Ok(directory)) = kept {
+                    if self.request.on_error == OnError::Keep {
+                        let id = shell::name(&directory.id());
+                        failure = failure.hint(format!("`rbuild shell {id}` opens a shell in its sandbox"));
+                    }
+                    *self.kept.borrow_mut() = Some(directory);
                 }
                 if let Some(pattern) = ignored_by(&source)
                     && let Some((line, _)) = self.context.ignore.iter().rev().find(|(_, own)| own == pattern)
