@@ -27,6 +27,7 @@ mod sbom;
 mod show;
 mod sync;
 mod timings;
+mod trace;
 
 use std::cell::OnceCell;
 use std::process::ExitCode;

@@ -204,6 +204,46 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Sends a small document, once, and gives the status of the answer. Redirects are not followed. What is sent is worth no
+    /// more than that: it is not tried again.
+    pub async fn post(
+        &self,
+        url: &str,
+        headers: &[(String, String)],
+        body: Vec<u8>,
+    ) -> Result<u16, WebError> {
+        let unusable = |reason: String| WebError::Url { url: shown(url), reason };
+        let parsed: Url =
+            url.parse().map_err(|error: <Url as std::str::FromStr>::Err| unusable(error.to_string()))?;
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().map_err(|_| unusable(format!("{name:?} is no header")))?;
+            let mut value: HeaderValue = value
+                .parse()
+                .map_err(|_| unusable(format!("the value for {name} cannot be sent in a header")))?;
+            value.set_sensitive(true);
+            map.insert(name, value);
+        }
+        let http = self
+            .http(&profile(&parsed))
+            .map_err(|error| WebError::Client { url: redacted(&parsed), reason: error.to_string() })?;
+        let response = http.request(Method::POST, parsed).headers(map).body(body).send().await;
+        response
+            .map(|response| response.status().as_u16())
+            .map_err(|error| unusable(error.without_url().to_string()))
+    }
+}
+
+/// How a server that is no registry is spoken to.
+fn profile(url: &Url) -> Profile {
+    match url.scheme() {
+        "http" if is_loopback(url) => Profile::Loopback,
+        "http" => Profile::Plain,
+        _ => Profile::System,
+    }
+}
+
 enum Opened {
     NotModified,
     Resumed,
@@ -346,12 +386,7 @@ impl WebStream {
     }
 
     async fn once(&self, url: &Url, headers: &HeaderMap) -> Result<Response, Failed> {
-        let profile = match url.scheme() {
-            "http" if is_loopback(url) => Profile::Loopback,
-            "http" => Profile::Plain,
-            _ => Profile::System,
-        };
-        let http = self.client.http(&profile).map_err(|error| {
+        let http = self.client.http(&profile(url)).map_err(|error| {
             Failed::Final(WebError::Client { url: redacted(url), reason: error.to_string() })
         })?;
         let limit = self.client.config().timing.header;

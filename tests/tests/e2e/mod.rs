@@ -22,3 +22,4 @@ mod sources;
 mod static_hello;
 mod steps;
 mod together;
+mod traces;

@@ -43,6 +43,7 @@ use crate::progress::{Handle, Mode, Progress, Terminal};
 use crate::remote::Fetcher;
 use crate::request::{self, BuildRequest, Call, ContextSource, OnError};
 use crate::timings::Timings;
+use crate::trace::{self, Tracer};
 
 use stopped::Stopped;
 use unpacked::Unpacked;
@@ -112,11 +113,18 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             agents,
             devices: Rc::new(Registry::load(&session.config.device_specs())),
             began: seconds_now(),
+            tracer: None,
             digest: RefCell::default(),
             images: RefCell::default(),
             kept: RefCell::default(),
         };
+        if request.call == Call::Build {
+            build.tracer = tracer(request, &build.id);
+        }
         let result = super::until_interrupted(|cancel| build.run(cancel)).await;
+        if let Some(tracer) = build.tracer.take() {
+            tracer.finish(&build.client, result.as_ref().err()).await;
+        }
         if let Some(journal) = build.journal.take() {
             let how = result.as_ref().err().map_or("done", |failure| failure.message.as_str());
             journal.finish(how, build.digest.take());
@@ -153,6 +161,8 @@ struct Build<'a> {
     began: i64,
     /// What is written down of it.
     journal: Option<Journal>,
+    /// Tells a collector of traces.
+    tracer: Option<Tracer>,
     /// What it came to.
     digest: RefCell<Option<String>>,
     images: RefCell<Vec<AssembledImage>>,
@@ -267,6 +277,7 @@ impl Build<'_> {
         let mut first = None;
         for output in &self.request.outputs {
             let _phase = timing::phase("export", Of::Build);
+            let _span = self.tracer.as_ref().map(|tracer| tracer.span("export"));
             let exported = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
@@ -302,6 +313,26 @@ fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
         },
         ..journal::Entry::default()
     }
+}
+
+/// Spans of a build, if the environment asks for them.
+fn tracer(request: &BuildRequest, id: &str) -> Option<Tracer> {
+    let config = match trace::Config::new(&|name| std::env::var(name).ok()) {
+        Ok(config) => config?,
+        Err(why) => {
+            super::eprint(&format!("WARNING: no traces are sent: {why}\n"));
+            return None;
+        }
+    };
+    let names: Vec<String> = request.tags.iter().map(Reference::familiar).collect();
+    let mut attributes = vec![("rbuild.build.id", trace::Value::Text(id.to_owned()))];
+    if !names.is_empty() {
+        attributes.push(("rbuild.image.names", trace::Value::Text(names.join(", "))));
+    }
+    if let Some(target) = &request.target {
+        attributes.push(("rbuild.target", trace::Value::Text(target.clone())));
+    }
+    Some(Tracer::begin(config, "build", attributes))
 }
 
 /// The names of steps by the index of their vertex; of several platforms, the first one's.

@@ -49,10 +49,14 @@ impl Build<'_> {
                 let listener = self.journal.as_ref().map(|journal| journal.listen(&converted.definition));
                 let events: Rc<dyn Fn(Event)> = {
                     let (decisions, listener) = (decisions.clone(), listener.clone());
+                    let spans = self.tracer.as_ref().map(|tracer| tracer.listen(&converted.definition));
                     Rc::new(move |event| {
                         decisions.note(&event);
                         if let Some(listener) = &listener {
                             listener.note(&event);
+                        }
+                        if let Some(spans) = &spans {
+                            spans.note(&event);
                         }
                         show(event);
                     })
