@@ -190,7 +190,7 @@ impl Worker {
                 (MountKind::Cache { .. }, MountFiles::Cache(id)) => match self.cache_again(id, &mut held)? {
                     Some(path) => Given::Cache(path),
                     None => {
-                        mount.kind = MountKind::Tmpfs { size: None };
+                        mount.kind = MountKind::Tmpfs { size: None, readonly: false };
                         Given::Nothing
                     }
                 },

@@ -7,6 +7,7 @@ use std::time::Duration;
 use store::directory::{DirectoryId, DirectoryKind, DirectoryRow};
 use store::root::Root;
 use worker::Worker;
+use worker::cdi::Registry;
 use worker::container::Prepared;
 use worker::exec::Container;
 use worker::sandbox::SandboxError;
@@ -92,6 +93,7 @@ fn kept(
         contexts: Default::default(),
         secrets: request::secrets(&request.secrets)?,
         agents: agents.sockets.clone(),
+        devices: Rc::new(Registry::load(&session.config.device_specs())),
         default_network: worker::exec::Network::Host,
         epoch: None,
         remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
