@@ -17,9 +17,19 @@ const FAILING: &str = "FROM busybox:1 AS seed\nRUN mkdir /seed && echo seed > /s
 fn environment(dockerfile: &str) -> (TestEnv, String) {
     let env = TestEnv::new();
     Base::Busybox.build_in(&env);
-    let files = [("Dockerfile", dockerfile), ("in-context", "context\n"), ("key", "hunter2\n")];
-    let context = env.context("c", &files).display().to_string();
+    let context = context(&env, dockerfile);
     (env, context)
+}
+
+fn context(env: &TestEnv, dockerfile: &str) -> String {
+    let files = [("Dockerfile", dockerfile), ("in-context", "context\n")];
+    env.context("c", &files).display().to_string()
+}
+
+/// The flag for a secret that is in a file beside the context.
+fn secret(env: &TestEnv) -> String {
+    let dir = env.context("secrets", &[("key", "hunter2\n")]);
+    format!("--secret=id=key,src={}/key", dir.display())
 }
 
 /// Runs `rbuild` with these arguments and these lines on standard input.
@@ -41,7 +51,7 @@ const LOOK: &str = "id -un; id -gn; pwd; echo $GREETING; cat /before /tmp/change
     ls /mem | wc -l; cat /run/secrets/key; echo more >> /tmp/changed; exit 5\n";
 
 fn keeps(env: &TestEnv, context: &str) {
-    let secret = format!("--secret=id=key,src={context}/key");
+    let secret = secret(env);
     let failed =
         env.rbuild(["build", "--on-error=keep", &secret, context]).fails_with(4).says("exit code: 7");
     let id = kept(&failed);
@@ -74,15 +84,14 @@ fn the_sandbox_of_a_failed_step_can_be_kept_opened_and_pruned() {
 fn an_ordinary_users_as_well() {
     let env = TestEnv::rootless();
     Base::Busybox.build_in(&env);
-    let files = [("Dockerfile", FAILING), ("in-context", "context\n"), ("key", "hunter2\n")];
-    let context = env.context("c", &files).display().to_string();
+    let context = context(&env, FAILING);
     keeps(&env, &context);
 }
 
 #[test]
 fn one_shell_is_in_a_sandbox_and_it_is_not_pruned_meanwhile() {
     let (env, context) = environment(FAILING);
-    let secret = format!("--secret=id=key,src={context}/key");
+    let secret = secret(&env);
     let id = kept(&env.rbuild(["build", "--on-error=keep", &secret, &context]).fails_with(4));
     let mut command = env.command(tests::env::rbuild());
     let mut first = command
@@ -109,7 +118,7 @@ fn one_shell_is_in_a_sandbox_and_it_is_not_pruned_meanwhile() {
 #[test]
 fn a_shell_opens_at_once_at_a_terminal() {
     let (env, context) = environment(FAILING);
-    let secret = format!("--secret=id=key,src={context}/key");
+    let secret = secret(&env);
     let _ = env.rbuild(["build", "--on-error=shell", &context]).fails_with(2).says("needs a terminal");
     let mut command = env.command(tests::env::rbuild());
     command.args(["build", "--on-error=shell", &secret, &context]);
@@ -129,7 +138,7 @@ fn any_step_can_be_looked_at_before_and_after() {
     let dockerfile = "FROM busybox:1\nENV A=1\nCOPY in-context /copied\n\
         RUN --mount=type=secret,id=key echo made > /made\nRUN exit 1\n";
     let (env, context) = environment(dockerfile);
-    let secret = format!("--secret=id=key,src={context}/key");
+    let secret = secret(&env);
     let look = |args: &[&str], lines: &str| {
         with_input(&env, &[&["shell", &secret][..], args, &[&context]].concat(), lines).ok().stdout
     };
