@@ -129,7 +129,7 @@ mod tests {
 
     const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
 
-    fn config(pairs: &[(&str, &str)]) -> Result<Option<Config>, String> {
+    fn read(pairs: &[(&str, &str)]) -> Result<Option<Config>, String> {
         Config::new(&|name| {
             pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn the_variables_of_opentelemetry_say_where_to() {
         let on = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
-        let config = |more: (&str, &str)| config(&[on, more]).unwrap();
+        let config = |more: (&str, &str)| read(&[on, more]).unwrap();
         let plain = config(("", "")).unwrap();
         assert_eq!((plain.url.as_str(), plain.service.as_str()), ("http://c:4318/v1/traces", "rbuild"));
         let own = config(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://d/x")).unwrap();
@@ -149,14 +149,14 @@ mod tests {
         assert_eq!(config(("OTEL_RESOURCE_ATTRIBUTES", "service.name=ci")).unwrap().service, "ci");
         assert!(config(("OTEL_SDK_DISABLED", "true")).is_none());
         assert!(config(("OTEL_TRACES_EXPORTER", "none")).is_none());
-        assert!(super::tests::config(&[]).unwrap().is_none());
-        assert!(super::tests::config(&[on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]).is_err());
+        assert!(read(&[]).unwrap().is_none());
+        assert!(read(&[on, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]).is_err());
     }
 
     #[test]
     fn the_callers_trace_goes_on() {
         let with = |value: &str| {
-            config(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"), ("TRACEPARENT", value)]).unwrap()
+            read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"), ("TRACEPARENT", value)]).unwrap()
         };
         let parent = with(&format!("{TRACE}-01")).unwrap().parent.unwrap();
         assert_eq!((parent.trace[0], parent.span[7]), (0x0a, 0x31));
