@@ -198,9 +198,9 @@ impl Worker {
                     *required = false;
                     self.options().secrets.get(id).map_or(Given::Nothing, |one| Given::Secret(one.clone()))
                 }
-                (MountKind::Ssh { id, required, .. }, _) => {
+                (MountKind::Ssh { id, required, mode, uid, gid }, _) => {
                     *required = false;
-                    self.options().agents.get(id).map_or(Given::Nothing, |one| Given::Socket(one.clone()))
+                    self.agent(id, *mode, (*uid, *gid), &mut held)?
                 }
                 _ => Given::Nothing,
             });

@@ -43,7 +43,7 @@ pub(crate) struct Held {
     pub(crate) directories: Vec<Directory>,
     pub(crate) locks: Vec<KeyLock>,
     // Before the directories that their sockets are in.
-    agents: Vec<Agent>,
+    pub(crate) agents: Vec<Agent>,
     pub(crate) work: Vec<WorkDir>,
 }
 

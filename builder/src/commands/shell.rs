@@ -95,7 +95,6 @@ fn kept(
         agents: agents.sockets.clone(),
         devices: Rc::new(Registry::load(&session.config.device_specs())),
         default_network: worker::exec::Network::Host,
-        epoch: None,
         remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         no_steps: session.no_steps.clone(),

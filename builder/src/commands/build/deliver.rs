@@ -108,7 +108,7 @@ impl Build<'_> {
             let layers = self.root.layers();
             let indexes = one.layers.iter().map(|layer| layers.index(&layer.diff_id));
             let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
-            let epoch = self.request.source_date_epoch;
+            let epoch = one.epoch;
             match (output.kind, &output.dest) {
                 (OutputKind::Local, Some(dest)) => {
                     // Several platforms get a directory each, as in BuildKit.

@@ -174,6 +174,8 @@ struct Build<'a> {
 struct Made {
     image: AssembledImage,
     layers: Vec<SnapshotLayer>,
+    /// The latest time in what leaves.
+    epoch: Option<i64>,
     /// What its steps took from the cache and left there.
     used: Used,
 }
