@@ -31,6 +31,8 @@ pub struct TarEntry {
     pub mtime: i64,
     /// Extended attributes by full name, all of them.
     pub xattrs: BTreeMap<BString, BString>,
+    /// As written, its path or the one it is a hard link to leads out of the root.
+    pub outside: bool,
 }
 
 /// The kinds of file in a tar.
@@ -233,6 +235,7 @@ impl<R: Read> TarReader<R> {
         let mtime = records.mtime.map_or_else(|| header.mtime(), Ok).map_err(bad)?;
         let mode = (header.mode().map_err(bad)? & 0o7777) as u16;
 
+        let outside = leads_out(&raw_name) || (header.typeflag() == b'1' && leads_out(&raw_link));
         let is_sparse = header.typeflag() == b'S' || records.sparse.present;
         let kind = match header.typeflag() {
             0 if raw_name.ends_with(b"/") => TarKind::Directory,
@@ -262,7 +265,7 @@ impl<R: Read> TarReader<R> {
             b'6' => TarKind::Fifo,
             _ => return Err(bad("its type is unknown")),
         };
-        Ok(TarEntry { path, kind, mode, uid, gid, mtime, xattrs: records.xattrs })
+        Ok(TarEntry { path, kind, mode, uid, gid, mtime, xattrs: records.xattrs, outside })
     }
 
     /// The data ranges of a sparse file, whatever the format. The inner error is about the entry.
@@ -521,6 +524,20 @@ pub fn normalise(name: &[u8]) -> Result<BString, &'static str> {
         return Err("the path is too deep");
     }
     Ok(bstr::join("/", parts).into())
+}
+
+/// Whether `name` has a `..` that goes up further than the names before it went down.
+fn leads_out(name: &[u8]) -> bool {
+    let mut depth = 0_usize;
+    name.split_str("/").any(|part| {
+        match part {
+            b"" | b"." => {}
+            b".." if depth == 0 => return true,
+            b".." => depth -= 1,
+            _ => depth += 1,
+        }
+        false
+    })
 }
 
 /// Checks a sparse file's map against its length and the length of its stored data.

@@ -13,7 +13,7 @@ use super::draft::{Draft, DraftError, Made, NewEntry, directory};
 use super::filter::{Chosen, Filter};
 use super::path;
 use super::pattern::{Glob, Part, PatternError, Patterns, has_wildcard};
-use super::resolve::{Last, Look, ResolveError, View, resolve};
+use super::resolve::{Last, Look, ResolveError, View, resolve, resolve_inside};
 use super::view::{Dir, InodeId, Location, Node, Tree};
 use crate::layer::{Entry, Kind};
 
@@ -291,7 +291,7 @@ impl Draft<'_> {
             let Some(parent) = path::parent(&at) else { continue };
             let parent = path::join(
                 &root,
-                &resolve(&Under { draft: self, root: root.as_bstr() }, parent, Last::Follow)?,
+                &resolve_inside(&Under { draft: self, root: root.as_bstr() }, parent, Last::Follow)?,
             );
             self.make_dirs(&parent, 0o755, Made { uid: 0, gid: 0, mtime: copy.created })?;
             if let Some((uid, gid)) = copy.owner {
@@ -302,7 +302,8 @@ impl Draft<'_> {
             if let Kind::Hardlink { target } = &entry.kind {
                 let target = target.clone();
                 let group = self.link_groups(1).next().expect("one was asked for");
-                let inside = resolve(&Under { draft: self, root: root.as_bstr() }, &target, Last::Keep)?;
+                let inside =
+                    resolve_inside(&Under { draft: self, root: root.as_bstr() }, &target, Last::Keep)?;
                 let found = self.cursor_at(&path::join(&root, &inside))?.link(group);
                 let group;
                 (entry, location, group) = found.ok_or(CopyError::Link { path: at, target })?;

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use image::ContentDigest;
+use image::layer::read::ReadError;
 use image::layer::write::WriteError;
 use image::layer::{Entry, Kind, TarEntry, TarKind, TarReader, whiteout};
 use image::tree::{Inode, Location, NewEntry};
@@ -32,7 +33,14 @@ pub(super) fn read(
     let mut entries = Vec::new();
     let mut next = Some(first);
     while let Some(entry) = next {
-        entries.push(spool.entry(entry, &mut tar).map_err(spooling)?);
+        if entry.outside {
+            let problem = "it leads out of the directory that it is unpacked into".into();
+            return Err(reading(ReadError::Entry { path: entry.path, problem }));
+        }
+        // Devices are no content: as in BuildKit they are left out.
+        if !matches!(entry.kind, TarKind::CharDevice { .. } | TarKind::BlockDevice { .. }) {
+            entries.push(spool.entry(entry, &mut tar).map_err(spooling)?);
+        }
         next = tar.next_entry().map_err(reading)?;
     }
     // What is unpacked must be what was hashed, all of it: it may have changed meanwhile.
