@@ -686,7 +686,6 @@ mod tests {
         let items: Vec<Item> = vec![
             with(dir(""), |e| e.mode = 0o700),
             link("up", "../.."),
-            file("up/etc/passwd", "mine"),
             link("abs", "/etc"),
             file("abs/shadow", "s"),
             with(file("full", "now a file"), |e| e.uid = 7),
@@ -700,6 +699,11 @@ mod tests {
             file("twice", "2"),
         ];
         let new = |(entry, location)| NewEntry { entry, location };
+        for beyond in [file("up/etc/passwd", "mine"), hard("mine", "up/etc/passwd")] {
+            let items = [link("up", "../.."), beyond].into_iter().map(new);
+            let error = Draft::new(&base).unpack(items, &plain("/x.tar", "/srv", &none)).unwrap_err();
+            assert!(error.to_string().ends_with("it leads out of the directory that it is in"), "{error}");
+        }
         let mut draft = Draft::new(&base);
         draft.unpack(items.into_iter().map(new), &plain("/x.tar", "/srv", &none)).unwrap();
         let upper: Vec<Item> = draft.finish().into_iter().map(|new| (new.entry, new.location)).collect();
@@ -711,7 +715,6 @@ mod tests {
                 "srv/abs -> /etc",
                 "srv/copy",
                 "srv/etc/",
-                "srv/etc/passwd",
                 "srv/etc/shadow",
                 "srv/f/",
                 "srv/f/q",
