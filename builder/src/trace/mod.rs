@@ -129,7 +129,9 @@ impl Steps {
     /// Something happened.
     pub(crate) fn note(&self, event: &Event) {
         match event {
-            Event::Started(id) => drop(self.running.borrow_mut().entry(*id).or_insert_with(|| self.new(*id))),
+            Event::Started(id) => {
+                self.running.borrow_mut().entry(*id).or_insert_with(|| self.begun(*id));
+            }
             Event::Cached(id) => self.end(*id, Status::Ok, Some(("rbuild.cached", Value::Flag(true)))),
             Event::Completed(id) => self.end(*id, Status::Ok, None),
             Event::Failed(id, why) => self.end(*id, Status::Error(why.clone()), None),
@@ -138,14 +140,14 @@ impl Steps {
             }
             Event::Missed(id, why) => {
                 let mut running = self.running.borrow_mut();
-                let span = running.entry(*id).or_insert_with(|| self.new(*id));
+                let span = running.entry(*id).or_insert_with(|| self.begun(*id));
                 span.attributes.push(("rbuild.cache.miss", Value::Text(why.clone())));
             }
             Event::Log { .. } | Event::Progress { .. } => {}
         }
     }
 
-    fn new(&self, id: VertexId) -> Span {
+    fn begun(&self, id: VertexId) -> Span {
         let name = self.names.get(id.index()).filter(|name| !name.is_empty()).map_or("step", String::as_str);
         let mut span = span(name, Some(self.parent));
         span.attributes.push(("rbuild.step", Value::Number(id.index() as i64 + 1)));
@@ -154,7 +156,7 @@ impl Steps {
 
     fn end(&self, id: VertexId, status: Status, attribute: Option<(&'static str, Value)>) {
         let span = self.running.borrow_mut().remove(&id);
-        let mut span = span.unwrap_or_else(|| self.new(id));
+        let mut span = span.unwrap_or_else(|| self.begun(id));
         span.attributes.extend(attribute);
         (span.status, span.end) = (status, now());
         self.spans.borrow_mut().push(span);
