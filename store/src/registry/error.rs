@@ -10,6 +10,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::credentials::CredentialsError;
+use super::retry::tries;
 
 /// A request that a registry did not serve.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +47,7 @@ pub enum RegistryError {
     #[error("registry refused: {0}")]
     Refused(Box<Answer>),
     /// The registry was busy or broken for longer than we wait.
-    #[error("registry unavailable after {attempts} attempts in {}s: {answer}", waited.as_secs())]
+    #[error("registry unavailable after {}: {answer}", tries(*attempts, *waited))]
     Unavailable {
         /// How often it was asked.
         attempts: u32,
@@ -64,7 +65,7 @@ pub enum RegistryError {
         answer: Box<Answer>,
     },
     /// No answer: name resolution, connection, TLS, or a broken or stalled transfer.
-    #[error("could not {method} {url} ({attempts} attempts in {}s): {cause}", waited.as_secs())]
+    #[error("could not {method} {url} ({}): {cause}", tries(*attempts, *waited))]
     Network {
         /// The method.
         method: Method,

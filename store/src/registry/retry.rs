@@ -133,6 +133,12 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(date.duration_since(served).unwrap_or_default())
 }
 
+/// `1 attempt in 0s`, `5 attempts in 31s`.
+pub(super) fn tries(attempts: u32, time: Duration) -> String {
+    let plural = if attempts == 1 { "" } else { "s" };
+    format!("{attempts} attempt{plural} in {}s", time.as_secs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

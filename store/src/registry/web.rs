@@ -20,7 +20,7 @@ use super::Client;
 use super::auth::is_private_address;
 use super::client::{Profile, Stall, is_fleeting, is_loopback, same_origin};
 use super::error::{NetworkCause, redacted};
-use super::retry::{Backoff, Next, is_transient, retry_after};
+use super::retry::{Backoff, Next, is_transient, retry_after, tries};
 
 /// How many redirects are followed.
 const MOST_REDIRECTS: usize = 10;
@@ -91,7 +91,7 @@ pub enum WebError {
         status: StatusCode,
     },
     /// The server was busy or broken for longer than we wait.
-    #[error("could not fetch {url}: server answered {status} to {attempts} attempts in {}s", waited.as_secs())]
+    #[error("could not fetch {url}: server answered {status} to {}", tries(*attempts, *waited))]
     Unavailable {
         /// The address, without secrets.
         url: String,
@@ -103,7 +103,7 @@ pub enum WebError {
         waited: Duration,
     },
     /// No answer: name resolution, connection, TLS, or a broken or stalled transfer.
-    #[error("could not fetch {url} ({attempts} attempts in {}s): {cause}", waited.as_secs())]
+    #[error("could not fetch {url} ({}): {cause}", tries(*attempts, *waited))]
     Network {
         /// The address, without secrets.
         url: String,

@@ -1,6 +1,8 @@
 //! Flags, variables and configuration files; exit codes; what logs show.
 
-use tests::{Base, TestEnv};
+use std::path::Path;
+
+use tests::{Base, Outcome, TestEnv};
 
 fn simple(env: &TestEnv) -> String {
     env.context("simple", &[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "1")]).display().to_string()
@@ -77,6 +79,16 @@ fn exit_codes_tell_who_has_to_act() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
     let _ = env.rbuild([&write("network", &format!("FROM {closed}/x:1\n"))]).fails_with(6);
     let _ = env.rbuild(["/nonexistent"]).fails_with(3);
+
+    // A container that is not privileged and in which nobody makes a user namespace.
+    let host = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set -sys_admin -- \"$0\" \"$1\"";
+    let mut lacking = env.command(Path::new("unshare"));
+    lacking.args(["--user", "--map-root-user", "sh", "-c", host]).arg(tests::env::rbuild());
+    lacking.arg(write("host", "FROM busybox:1\nRUN echo\n"));
+    let _ = Outcome::of(&mut lacking)
+        .fails_with(8)
+        .says("sysctl user.max_user_namespaces is 0")
+        .says("rbuild doctor");
 }
 
 #[test]
