@@ -15,6 +15,10 @@ demo:
 test:
     ./scripts/test
 
+# Throw damaged Dockerfiles, words and ignore files at the frontend: about 10 minutes
+fuzz cases="200000" size="4000000":
+    PROPTEST_CASES={{cases}} RBUILD_FUZZ_SIZE={{size}} cargo test -p frontend -p image -- --nocapture
+
 # Format, lint, and look for unused dependencies and forbidden licences
 check:
     cargo fmt --all

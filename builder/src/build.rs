@@ -9,7 +9,9 @@ use frontend::diagnostic::{RenderStyle, Severity};
 use frontend::request::{Conversion, Converted, Devices, HostDevice, ImageRequest};
 use frontend::{Diagnostic, Dockerfile, lint};
 use image::Platform;
+use solver::Cancel;
 use worker::cdi::Registry;
+use worker::source::remote::Remotes;
 use worker::source::resolve::{ImageError, Images};
 
 use crate::ci::Place;
@@ -154,6 +156,8 @@ pub(crate) fn frontend_request(
         devices: Some(described(devices)),
         proxy_env: request.proxy_env.clone(),
         source_date_epoch: request.source_date_epoch,
+        context_source: context.source.clone(),
+        times: HashMap::new(),
         multi_platform: request.platforms.len() > 1,
     }
 }
@@ -202,12 +206,19 @@ pub(crate) async fn convert(
     parsed: &Parsed,
     request: &frontend::request::Request,
     images: &Rc<Images>,
+    remotes: &Remotes,
 ) -> Result<Converted, Unconverted> {
     let mut known = HashMap::new();
+    let mut request = request.clone();
     loop {
-        let conversion = frontend::convert(&parsed.dockerfile, request, &known);
+        let conversion = frontend::convert(&parsed.dockerfile, &request, &known);
         match conversion.map_err(Unconverted::Rejected)? {
             Conversion::Complete(converted) => return Ok(*converted),
+            Conversion::NeedsTime(source) => {
+                let time = remotes.time(&source, &Cancel::default()).await;
+                let time = time.map_err(|error| Unconverted::Failed(Failure::from_worker(&error)))?;
+                request.times.insert(*source, time);
+            }
             Conversion::NeedsImages(needed) => {
                 let new = resolver::resolve(images, &needed).await;
                 let new = new.map_err(|failed| Unconverted::Failed(unresolved(parsed, &failed)))?;

@@ -25,6 +25,8 @@ pub(crate) struct Context {
     pub(crate) name: String,
     /// What the frontend is told about the main context.
     pub(crate) main: MainContext,
+    /// Where the main context is from, if it is from elsewhere.
+    pub(crate) source: Option<Source>,
     /// The main context's directory on this host.
     pub(crate) directory: Option<PathBuf>,
     /// Patterns of the ignore file with their lines.
@@ -56,7 +58,8 @@ impl Context {
             ContextSource::Stdin => Self::stdin(dockerfile, unpack),
             ContextSource::Remote(url) => {
                 let source = context_source(url, keep_git_dir)?;
-                let mut context = Self::remote(url, source, dockerfile, unpack, fetcher)?;
+                let mut context = Self::remote(url, source.clone(), dockerfile, unpack, fetcher)?;
+                context.source = Some(source);
                 context.origin.clone_from(url);
                 Ok(context)
             }
@@ -190,6 +193,7 @@ impl Context {
             text,
             name,
             main: MainContext::Empty,
+            source: None,
             directory: None,
             ignore: Vec::new(),
             ignore_file: String::new(),

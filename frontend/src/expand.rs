@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use thiserror::Error;
 
+use crate::ast::Span;
+use crate::diagnostic::Diagnostic;
+
 mod lexer;
 mod pattern;
 
@@ -88,6 +91,32 @@ pub struct ExpandError {
     pub word: String,
     /// What is wrong with it.
     pub cause: ExpandErrorKind,
+}
+
+impl ExpandError {
+    /// The error for the instruction at `span`, and what to do.
+    pub(crate) fn diagnostic(&self, span: Span) -> Diagnostic {
+        let error = Diagnostic::error("expansion", span, self.to_string());
+        match &self.cause {
+            ExpandErrorKind::UnexpectedEnd(_) => {
+                error.with_help("close the quote, or put a backslash before one that is meant as it is")
+            }
+            ExpandErrorKind::MissingBrace => {
+                error.with_help("close it with }, or put a backslash before a $ that is meant as it is")
+            }
+            ExpandErrorKind::MissingSlash => error.with_help("write ${NAME/PATTERN/REPLACEMENT}"),
+            ExpandErrorKind::BadSubstitution => error.with_help("write ${NAME}"),
+            ExpandErrorKind::UnsupportedModifier(_) => error.with_help(
+                "there are ${NAME:-word}, :+ and :?, the same without a colon, #, ##, %, %%, / and //",
+            ),
+            ExpandErrorKind::Required { name, .. } => {
+                error.with_help(format!("give {name} a value with ARG or ENV, or --build-arg {name}=VALUE"))
+            }
+            ExpandErrorKind::InvalidPattern { .. } | ExpandErrorKind::TooLarge | ExpandErrorKind::TooDeep => {
+                error
+            }
+        }
+    }
 }
 
 /// What can be wrong with a word.

@@ -1,8 +1,10 @@
 //! Git URLs, as ADD and contexts take them: `git@host:path`, `ssh://`, `git://`, `http(s)://....git`, with
 //! `#ref:subdir` or `?ref=..&subdir=..`.
 
-use crate::value::boolean;
 use solver::op::Source;
+
+use crate::suggest::nearest;
+use crate::value::boolean;
 
 /// A git URL taken apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,17 +26,44 @@ pub struct GitUrl {
 /// What is wrong with a git URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GitUrlError {
-    /// Both forms at once.
-    #[error("git URL {0:?} has both a fragment and a query: use one of them")]
-    BothForms(String),
-    /// `ref`, `tag` and `branch` exclude each other.
-    #[error("git URL {0:?} says more than one of ref, tag and branch")]
-    ManyRefs(String),
+    /// It says two things of one.
+    #[error("{key} conflicts: {one:?} vs {other:?} in git URL {url:?}")]
+    Conflict {
+        /// Of what.
+        key: &'static str,
+        /// One of them.
+        one: String,
+        /// The other.
+        other: String,
+        /// All of it.
+        url: String,
+    },
+    /// A key comes twice.
+    #[error("query {key:?} has multiple values in git URL {url:?}")]
+    Twice {
+        /// The key.
+        key: String,
+        /// All of it.
+        url: String,
+    },
+    /// A key lacks its value.
+    #[error("query {key:?} has no value in git URL {url:?}")]
+    NoValue {
+        /// The key.
+        key: String,
+        /// All of it.
+        url: String,
+    },
+    /// A commit is to be fetched, and none is named.
+    #[error("fetch-by-commit requires the full commit ID as checksum in git URL {0:?}")]
+    ByCommit(String),
     /// A query key nobody knows.
-    #[error("unexpected query {key:?} in git URL {url:?}")]
+    #[error("unexpected query {key:?} in git URL {url:?}{}", near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default())]
     UnknownKey {
         /// The key.
         key: String,
+        /// One that is nearly so.
+        near: Option<&'static str>,
         /// All of it.
         url: String,
     },
@@ -85,51 +114,89 @@ impl GitUrl {
         let mut git = Self { remote: remote.to_owned(), ..Self::default() };
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         if let Some(fragment) = fragment {
-            if query.is_some_and(|query| !query.is_empty()) {
-                return Err(GitUrlError::BothForms(url.to_owned()));
-            }
             let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
             git.reference = some(reference);
             git.subdir = some(subdir);
         }
+        let mut by_commit = false;
+        let mut seen: Vec<&str> = Vec::new();
         for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decoded(&value.replace('+', " "));
-            let flag = || {
-                let flag = if value.is_empty() { Some(true) } else { boolean(&value) };
-                flag.ok_or_else(|| GitUrlError::Value {
-                    key: key.to_owned(),
-                    value: value.clone(),
-                    url: url.to_owned(),
-                })
+            if seen.contains(&key) {
+                return Err(GitUrlError::Twice { key: key.to_owned(), url: url.to_owned() });
+            }
+            seen.push(key);
+            let invalid =
+                || GitUrlError::Value { key: key.to_owned(), value: value.clone(), url: url.to_owned() };
+            let flag = || if value.is_empty() { Ok(true) } else { boolean(&value).ok_or_else(invalid) };
+            let conflict = |known: &str, new: &str| GitUrlError::Conflict {
+                key: if key == "subdir" { "subdir" } else { "ref" },
+                one: known.to_owned(),
+                other: new.to_owned(),
+                url: url.to_owned(),
             };
             match key {
-                "ref" | "tag" | "branch" => {
-                    if git.reference.is_some() {
-                        return Err(GitUrlError::ManyRefs(url.to_owned()));
-                    }
-                    git.reference = some(&match key {
-                        "tag" => format!("refs/tags/{}", value.trim_start_matches("refs/tags/")),
-                        "branch" => format!("refs/heads/{}", value.trim_start_matches("refs/heads/")),
-                        _ => value.clone(),
-                    });
-                }
-                "subdir" => git.subdir = some(&value),
-                "checksum" | "commit" => git.checksum = some(&value),
                 "keep-git-dir" => git.keep_git_dir = Some(flag()?),
                 "submodules" => git.submodules = Some(flag()?),
+                "fetch-by-commit" => by_commit = flag()?,
+                "ref" | "tag" | "branch" | "subdir" | "checksum" | "commit" | "mtime" if value.is_empty() => {
+                    return Err(GitUrlError::NoValue { key: key.to_owned(), url: url.to_owned() });
+                }
+                "ref" | "tag" | "branch" => {
+                    let reference = match key {
+                        "tag" => format!("refs/tags/{}", value.trim_start_matches("refs/tags/")),
+                        "branch" => format!("refs/heads/{}", value.trim_start_matches("refs/heads/")),
+                        _ => value,
+                    };
+                    // The fragment and the keys may say the same, and nothing else.
+                    match &git.reference {
+                        Some(known) if *known != reference => return Err(conflict(known, &reference)),
+                        _ => git.reference = Some(reference),
+                    }
+                }
+                "subdir" => match &git.subdir {
+                    Some(known) if *known != value => return Err(conflict(known, &value)),
+                    _ => git.subdir = Some(value),
+                },
+                "checksum" | "commit" => git.checksum = Some(value),
+                // Files always have the time of their commit.
                 "mtime" if matches!(value.as_str(), "checkout" | "commit") => {}
-                "fetch-by-commit" => {
-                    flag()?;
+                "mtime" => return Err(invalid()),
+                _ => {
+                    let near = nearest(key, KEYS);
+                    return Err(GitUrlError::UnknownKey { key: key.to_owned(), near, url: url.to_owned() });
                 }
-                "mtime" => {
-                    return Err(GitUrlError::Value { key: key.to_owned(), value, url: url.to_owned() });
-                }
-                _ => return Err(GitUrlError::UnknownKey { key: key.to_owned(), url: url.to_owned() }),
+            }
+        }
+        // Without a ref the commit is one; and so it is if the ref is not to be asked for.
+        if git.reference.is_none() || by_commit {
+            match &git.checksum {
+                Some(commit) if !by_commit || is_commit(commit) => git.reference = Some(commit.clone()),
+                _ if by_commit => return Err(GitUrlError::ByCommit(url.to_owned())),
+                _ => {}
             }
         }
         Ok(git)
     }
+}
+
+const KEYS: [&str; 10] = [
+    "ref",
+    "tag",
+    "branch",
+    "subdir",
+    "checksum",
+    "commit",
+    "keep-git-dir",
+    "submodules",
+    "mtime",
+    "fetch-by-commit",
+];
+
+/// A full commit ID, SHA-1 or SHA-256.
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn is_git_remote(remote: &str) -> bool {
@@ -206,18 +273,37 @@ mod tests {
         assert_eq!(more.submodules, Some(false));
         assert_eq!(more.remote, "git@h:r");
         assert_eq!(url("https://h/r.git#:dir").reference, None);
+        assert_eq!(url("https://h/r.git?subdir=d#v1").subdir.as_deref(), Some("d"));
+        assert_eq!(url("https://h/r.git?ref=v1#v1"), url("https://h/r.git#v1"));
+        assert_eq!(url("https://h/r.git?tag=v1&ref=refs/tags/v1"), url("https://h/r.git?tag=refs/tags/v1"));
+        assert_eq!(url("https://h/r.git?submodules&keep-git-dir=").submodules, Some(true));
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let by_checksum = url(&format!("https://h/r.git?commit={commit}"));
+        assert_eq!(by_checksum.reference.as_deref(), Some(commit));
+        let by_commit =
+            url(&format!("https://h/r.git?branch=main&checksum={commit}&fetch-by-commit&mtime=commit"));
+        assert_eq!(by_commit, by_checksum);
     }
 
     #[test]
     fn contradictions_are_errors() {
-        for bad in [
-            "https://h/r.git?ref=a#b",
-            "https://h/r.git?ref=a&tag=b",
-            "https://h/r.git?what=1",
-            "https://h/r.git?submodules=maybe",
-            "https://h/r.git?mtime=now",
+        for (query, message) in [
+            ("ref=a#b", "ref conflicts: \"b\" vs \"a\""),
+            ("ref=a&tag=b", "ref conflicts: \"a\" vs \"refs/tags/b\""),
+            ("tag=a&branch=a", "ref conflicts: \"refs/tags/a\" vs \"refs/heads/a\""),
+            ("subdir=a#b:c", "subdir conflicts: \"c\" vs \"a\""),
+            ("ref=a&ref=a", "query \"ref\" has multiple values"),
+            ("ref", "query \"ref\" has no value"),
+            ("subdir=", "query \"subdir\" has no value"),
+            ("what=1", "unexpected query \"what\""),
+            ("sudbir=1", "(did you mean subdir?)"),
+            ("submodules=maybe", "invalid value \"maybe\" of submodules"),
+            ("mtime=now", "invalid value \"now\" of mtime"),
+            ("fetch-by-commit&ref=a", "fetch-by-commit requires the full commit ID"),
+            ("fetch-by-commit=1&checksum=abcdef0", "fetch-by-commit requires the full commit ID"),
         ] {
-            assert!(GitUrl::parse(bad).expect("a git URL").is_err(), "{bad}");
+            let error = GitUrl::parse(&format!("https://h/r.git?{query}")).expect("a git URL").unwrap_err();
+            assert!(error.to_string().contains(message), "{query}: {error}");
         }
     }
 }

@@ -77,7 +77,6 @@ pub struct Cache {
     #[serde(rename = "ID")]
     pub id: String,
     /// Where it is used first.
-    #[serde(rename = "Location")]
     pub location: Location,
 }
 
@@ -117,11 +116,14 @@ pub struct Target {
 pub fn outline(dockerfile: &Dockerfile, text: &str, request: &Request) -> Result<Outline, Vec<Diagnostic>> {
     let stages = Stages::of(dockerfile);
     let target = stages.target(request.target.as_deref()).map_err(|error| vec![error])?;
-    let request = request.without_running();
+    let mut request = request.without_running();
     let mut images = HashMap::new();
     let asked = loop {
         match convert_and_ask(dockerfile, &request, &images)? {
             (Conversion::Complete(_), asked) => break asked,
+            (Conversion::NeedsTime(source), _) => {
+                request.times.insert(*source, None);
+            }
             (Conversion::NeedsImages(needed), _) => {
                 images.extend(needed.into_iter().map(|image| (image.source.clone(), unknown(&image.source))));
             }
@@ -203,7 +205,7 @@ impl Outline {
 }
 
 impl Targets {
-    /// A table for people; stages without a name cannot be asked for, except the last.
+    /// A table for people.
     pub fn to_text(&self) -> String {
         let mut rows = vec![row(&["TARGET", "DESCRIPTION"])];
         for target in &self.targets {
@@ -211,12 +213,12 @@ impl Targets {
                 (Some(name), true) => format!("{name} (default)"),
                 (Some(name), false) => name.clone(),
                 (None, true) => "(default)".to_owned(),
-                (None, false) => continue,
+                (None, false) => String::new(),
             };
             rows.push(row(&[&name, target.description.as_deref().unwrap_or("")]));
         }
         let mut text = String::new();
-        table(&mut text, &rows, 2);
+        table(&mut text, &rows, 1);
         text.pop();
         text
     }
@@ -344,10 +346,7 @@ mod tests {
     #[test]
     fn targets_are_the_stages_with_a_name() {
         let targets = targets(&parsed(), TEXT);
-        assert_eq!(
-            targets.to_text(),
-            "TARGET     DESCRIPTION\ndep        \nbuild      makes it\n(default)  \n"
-        );
+        assert_eq!(targets.to_text(), "TARGET    DESCRIPTION\ndep       \nbuild     makes it\n(default) \n");
         assert_eq!(targets.targets[0].base, "base:$TAG");
         let json: serde_json::Value = serde_json::from_str(&targets.to_json()).unwrap();
         assert_eq!(json["targets"][2]["default"], true);

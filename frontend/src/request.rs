@@ -1,6 +1,6 @@
 //! What a build asks of the frontend, and what comes back: plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use image::{Digest, ImageConfig, Platform, Reference};
 use solver::op::{Network, Source};
@@ -51,6 +51,10 @@ pub struct Request {
     pub proxy_env: Vec<(String, String)>,
     /// `SOURCE_DATE_EPOCH`, seconds.
     pub source_date_epoch: Option<i64>,
+    /// Where the main context is from, if it is from elsewhere; it may have been unpacked on this host.
+    pub context_source: Option<Source>,
+    /// When sources were made, seconds, as far as that was asked; `None` if they do not say.
+    pub times: HashMap<Source, Option<i64>>,
     /// There is more than one `--platform`: names of steps start with theirs.
     pub multi_platform: bool,
 }
@@ -137,6 +141,8 @@ pub struct ResolvedImage {
 pub enum Conversion {
     /// It needs the configs of these images first; call again with them.
     NeedsImages(Vec<ImageRequest>),
+    /// It needs to know when this was made first: call again with it in [`Request::times`].
+    NeedsTime(Box<Source>),
     /// Done.
     Complete(Box<Converted>),
 }

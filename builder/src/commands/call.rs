@@ -8,6 +8,7 @@ use frontend::request::Request;
 use frontend::stages::Stages;
 use frontend::{Diagnostic, lint, outline};
 use serde::Serialize;
+use worker::source::remote::Remotes;
 use worker::source::resolve::Images;
 
 use super::print;
@@ -15,7 +16,6 @@ use crate::build::{self, Parsed, Unconverted};
 use crate::context::Context;
 use crate::failure::{Class, Failure};
 use crate::request::Call;
-use crate::show;
 
 /// Answers `call`; `requests` has one for each platform.
 pub(crate) async fn call(
@@ -23,10 +23,13 @@ pub(crate) async fn call(
     parsed: &Parsed,
     requests: &[Request],
     images: &Rc<Images>,
+    remotes: &Remotes,
 ) -> Result<(), Failure> {
     match call {
         Call::Build => Ok(()),
-        Call::Check { json, ignore_status } => check(parsed, requests, images, json, ignore_status).await,
+        Call::Check { json, ignore_status } => {
+            check(parsed, requests, images, remotes, json, ignore_status).await
+        }
         Call::Outline { json } => {
             let outline = outline::outline(&parsed.dockerfile, &parsed.text, &requests[0])
                 .map_err(|errors| parsed.rejected(&errors))?;
@@ -55,13 +58,14 @@ async fn check(
     parsed: &Parsed,
     requests: &[Request],
     images: &Rc<Images>,
+    remotes: &Remotes,
     json: bool,
     ignore_status: bool,
 ) -> Result<(), Failure> {
     let mut converted = Vec::new();
     let mut errors: Vec<Diagnostic> = Vec::new();
     for request in all_stages(parsed, requests) {
-        match build::convert(parsed, &request.without_running(), images).await {
+        match build::convert(parsed, &request.without_running(), images, remotes).await {
             Ok(done) => converted.push(done),
             Err(Unconverted::Rejected(rejected)) => {
                 errors = rejected;
@@ -117,60 +121,97 @@ fn all_stages(parsed: &Parsed, requests: &[Request]) -> Vec<Request> {
 /// A call, as `subrequests.describe` lists it.
 #[derive(Serialize)]
 struct Described {
-    #[serde(rename = "Name")]
-    name: &'static str,
-    #[serde(rename = "Version")]
+    name: String,
     version: &'static str,
-    #[serde(rename = "Type")]
+    #[serde(rename = "type")]
     kind: &'static str,
-    #[serde(rename = "Description")]
     description: &'static str,
-    #[serde(rename = "Opts")]
-    options: Option<()>,
-    #[serde(rename = "Metadata")]
+    opts: Option<Vec<Named>>,
+    inputs: Option<Vec<Named>>,
     metadata: Vec<Named>,
+    refs: Option<Vec<Named>>,
 }
 
 #[derive(Serialize)]
 struct Named {
-    #[serde(rename = "Name")]
     name: &'static str,
-    #[serde(rename = "Description")]
     description: &'static str,
 }
 
-const PREFIX: &str = "frontend.";
+const VERSION: &str = "1.0.0";
 
-const CALLS: [(&str, &str); 4] = [
-    ("frontend.outline", "List all parameters current build target supports"),
-    ("frontend.targets", "List all targets current build supports"),
-    ("frontend.lint", "Lint a Dockerfile"),
-    ("frontend.subrequests.describe", "List available subrequest types"),
+const CALLS: [(&str, &str); 3] = [
+    ("outline", "List all parameters current build target supports"),
+    ("targets", "List all targets current build supports"),
+    ("subrequests.describe", "List available subrequest types"),
 ];
 
 fn describe(json: bool) -> Result<(), Failure> {
-    if json {
-        let metadata = || ["result.json", "result.txt"].map(|name| Named { name, description: "" }).into();
-        let calls: Vec<Described> = CALLS
-            .iter()
-            .map(|&(name, description)| Described {
-                name,
-                version: "1.0.0",
-                kind: "rpc",
-                description,
-                options: None,
-                metadata: metadata(),
-            })
-            .collect();
-        return answer(serde_json::to_string_pretty(&calls).expect("plain data with string keys") + "\n");
-    }
-    let mut rows = vec![["NAME", "VERSION", "DESCRIPTION"].map(str::to_owned).to_vec()];
-    rows.extend(CALLS.iter().map(|&(name, description)| {
-        [name.strip_prefix(PREFIX).unwrap_or(name), "1.0.0", description].map(str::to_owned).to_vec()
-    }));
-    print(|out| show::table(out, &rows))
+    answer(if json { describe_json() } else { describe_text() })
+}
+
+fn describe_json() -> String {
+    let calls: Vec<Described> = CALLS
+        .iter()
+        .map(|&(name, description)| Described {
+            name: format!("frontend.{name}"),
+            version: VERSION,
+            kind: "rpc",
+            description,
+            opts: match name {
+                "outline" => Some(vec![Named { name: "target", description: "Target build stage" }]),
+                "targets" => Some(Vec::new()),
+                _ => None,
+            },
+            inputs: None,
+            metadata: ["result.json", "result.txt"].map(|name| Named { name, description: "" }).into(),
+            refs: None,
+        })
+        .collect();
+    serde_json::to_string_pretty(&calls).expect("plain data with string keys") + "\n"
+}
+
+fn describe_text() -> String {
+    let rows = [("NAME", "VERSION", "DESCRIPTION")].into_iter();
+    let rows = rows.chain(CALLS.iter().map(|&(name, description)| (name, VERSION, description)));
+    // As wide as the longest name.
+    rows.map(|(name, version, description)| format!("{name:20} {version:7} {description}\n")).collect()
 }
 
 fn answer(text: String) -> Result<(), Failure> {
     print(|out| out.write_all(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_described_as_the_frontend_does() {
+        assert_eq!(
+            describe_text(),
+            "NAME                 VERSION DESCRIPTION\n\
+             outline              1.0.0   List all parameters current build target supports\n\
+             targets              1.0.0   List all targets current build supports\n\
+             subrequests.describe 1.0.0   List available subrequest types\n"
+        );
+        let json: serde_json::Value = serde_json::from_str(&describe_json()).unwrap();
+        let metadata = serde_json::json!([
+            { "name": "result.json", "description": "" },
+            { "name": "result.txt", "description": "" },
+        ]);
+        let outline = serde_json::json!({
+            "name": "frontend.outline",
+            "version": "1.0.0",
+            "type": "rpc",
+            "description": "List all parameters current build target supports",
+            "opts": [{ "name": "target", "description": "Target build stage" }],
+            "inputs": null,
+            "metadata": metadata,
+            "refs": null,
+        });
+        assert_eq!(json[0], outline);
+        assert_eq!((&json[1]["opts"], &json[2]["opts"]), (&serde_json::json!([]), &serde_json::Value::Null));
+        assert_eq!(json.as_array().map(Vec::len), Some(3));
+    }
 }

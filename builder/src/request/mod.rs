@@ -138,13 +138,11 @@ impl BuildRequest {
         }
         let build_args = pairs_from_environment(&args.build_args, environment);
         let cache_to = cache_to(&args, &build_args)?;
-        let source_date_epoch = build_args
-            .iter()
-            .rev()
-            .find(|(name, _)| name == "SOURCE_DATE_EPOCH")
-            .map(|(_, value)| value.clone())
-            .or_else(|| environment("SOURCE_DATE_EPOCH"))
-            .filter(|text| !text.is_empty())
+        // A build argument is the frontend's: it may also name what has the time.
+        let source_date_epoch = environment("SOURCE_DATE_EPOCH")
+            .filter(|text| {
+                !text.is_empty() && !build_args.iter().any(|(name, _)| name == "SOURCE_DATE_EPOCH")
+            })
             .map(|text| {
                 text.parse::<i64>().map_err(|_| {
                     Failure::usage(format!("SOURCE_DATE_EPOCH is not a number of seconds: {text:?}"))

@@ -10,6 +10,7 @@ use crate::expand;
 use crate::request::Request;
 
 use super::env::Variables;
+use super::epoch;
 
 /// Predefined in the global scope.
 pub(super) const PLATFORM_ARGS: [&str; 11] = [
@@ -75,6 +76,17 @@ impl Args {
         Ok(Self { given, globals, defaults: defaults.map(|(variables, _)| variables), declared })
     }
 
+    /// Puts the time in the place of the name of what has it.
+    pub(super) fn settle_epoch(&mut self, epoch: Option<i64>) {
+        let text = epoch.map(|seconds| seconds.to_string()).unwrap_or_default();
+        if let Some(given) = self.given.get_mut(epoch::NAME).filter(|given| !given.is_empty()) {
+            given.clone_from(&text);
+        }
+        if self.globals.get(epoch::NAME).is_some_and(|global| !global.is_empty()) {
+            self.globals.set(epoch::NAME, &text);
+        }
+    }
+
     /// What `--build-arg` says of `name`.
     pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.given.get(name).map(String::as_str)
@@ -111,7 +123,7 @@ fn evaluate(
                 variables.set(name, value);
             } else if let Some(default) = &definition.value {
                 let expanded = expand::expand_word(&default.value, escape, &variables)
-                    .map_err(|error| Diagnostic::error("expansion", instruction.span, error.to_string()))?;
+                    .map_err(|error| error.diagnostic(instruction.span))?;
                 // What its own earlier default needed, it still needs.
                 if !expanded.used.contains(name) {
                     arg.needs.clear();

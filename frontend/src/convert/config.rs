@@ -135,11 +135,14 @@ impl StageBuilder<'_, '_> {
         let mut ports = Vec::with_capacity(words.len());
         for word in written {
             let expanded = expand::expand_words(&word.value, self.shared.escape, &self.state.variables)
-                .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
+                .map_err(|error| error.diagnostic(span))?;
             self.warn_undefined(&expanded.unmatched);
             for text in &expanded.words {
                 let of_word = ports::parse(text)
-                    .map_err(|error| Diagnostic::error("expose", word.span, error.to_string()))?;
+                    .map_err(|error| Diagnostic::error("expose", word.span, error.to_string()))
+                    .map_err(|error| {
+                        error.with_help("write 1 to 65535, or a range 80-90, and /tcp, /udp or /sctp")
+                    })?;
                 ports.extend(of_word);
             }
         }
@@ -170,7 +173,10 @@ impl StageBuilder<'_, '_> {
         if !is_signal(&signal) {
             let name = signal.to_uppercase();
             let error = Diagnostic::error("signal", word.span, format!("invalid signal: {signal}"));
-            return Err(suggest::help(error, name.trim_start_matches("SIG"), SIGNALS));
+            return Err(match suggest::nearest(name.trim_start_matches("SIG"), SIGNALS) {
+                Some(near) => error.with_help(format!("did you mean SIG{near}?")),
+                None => error.with_help("write a name like SIGTERM or a number"),
+            });
         }
         let text = format!("STOPSIGNAL {signal}");
         self.state.config.config.stop_signal = signal;

@@ -25,7 +25,7 @@ const UNNAMED: &str = "__unnamed__";
 const INLINE_MODE: u16 = 0o644;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Copy,
     Add,
 }
@@ -154,7 +154,7 @@ impl StageBuilder<'_, '_> {
         for (source, source_span) in &sources {
             text.push(' ');
             text.push_str(source);
-            let remote = self.remote(kind, copy, source, checksum.as_deref(), *source_span)?;
+            let remote = remote(kind, copy, source, checksum.as_deref(), *source_span)?;
             let action = match remote {
                 Some(remote) => self.copy_remote(copy, remote, &common, &name, &mut inputs),
                 None => {
@@ -260,55 +260,6 @@ impl StageBuilder<'_, '_> {
         }
     }
 
-    /// The source of a URL; `None` for a path.
-    fn remote(
-        &self,
-        kind: Kind,
-        copy: &Copy,
-        written: &str,
-        checksum: Option<&str>,
-        span: Span,
-    ) -> Result<Option<Source>, Diagnostic> {
-        let error = |message: String| Diagnostic::error("remote-source", span, message);
-        if let Some(git) = GitUrl::parse(written) {
-            let mut git = git.map_err(|cause| error(cause.to_string()))?;
-            if kind == Kind::Copy {
-                return Err(error("source can't be a git ref for COPY".to_owned()));
-            }
-            match (copy.keep_git_dir, git.keep_git_dir) {
-                (Some(flag), Some(query)) if flag != query => {
-                    return Err(error("inconsistent keep-git-dir configuration".to_owned()));
-                }
-                (flag, query) => git.keep_git_dir = query.or(flag),
-            }
-            match (checksum, &git.checksum) {
-                (Some(flag), Some(query)) if flag != query => {
-                    return Err(error(format!("checksum mismatch {flag:?} != {query:?}")));
-                }
-                (Some(flag), None) => git.checksum = Some(flag.to_owned()),
-                _ => {}
-            }
-            return Ok(Some(git.into_source()));
-        }
-        if !is_http(written) {
-            return Ok(None);
-        }
-        if kind == Kind::Copy {
-            return Err(error("source can't be a URL for COPY".to_owned()).with_help("use ADD"));
-        }
-        let checksum = match checksum {
-            Some(text) => Some(text.parse().map_err(|cause| error(format!("{cause}")))?),
-            None => None,
-        };
-        Ok(Some(Source::Http {
-            url: written.to_owned(),
-            checksum,
-            filename: file_name(written).unwrap_or_else(|| UNNAMED.to_owned()),
-            mode: None,
-            owner: None,
-        }))
-    }
-
     fn copy_remote(
         &mut self,
         copy: &Copy,
@@ -365,7 +316,7 @@ impl StageBuilder<'_, '_> {
         }
         let content = if heredoc.expand {
             let expanded = expand::expand_heredoc(&heredoc.text(), &self.state.variables)
-                .map_err(|error| Diagnostic::error("expansion", common.span, error.to_string()))?;
+                .map_err(|error| error.diagnostic(common.span))?;
             self.warn_undefined(&expanded.unmatched);
             expanded.text
         } else {
@@ -380,6 +331,54 @@ impl StageBuilder<'_, '_> {
             name: Some(heredoc.name.clone()),
         })
     }
+}
+
+/// The source of a URL; `None` for a path.
+pub(super) fn remote(
+    kind: Kind,
+    copy: &Copy,
+    written: &str,
+    checksum: Option<&str>,
+    span: Span,
+) -> Result<Option<Source>, Diagnostic> {
+    let error = |message: String| Diagnostic::error("remote-source", span, message);
+    if let Some(git) = GitUrl::parse(written) {
+        let mut git = git.map_err(|cause| error(cause.to_string()))?;
+        if kind == Kind::Copy {
+            return Err(error("source can't be a git ref for COPY".to_owned()));
+        }
+        match (copy.keep_git_dir, git.keep_git_dir) {
+            (Some(flag), Some(query)) if flag != query => {
+                return Err(error("inconsistent keep-git-dir configuration".to_owned()));
+            }
+            (flag, query) => git.keep_git_dir = query.or(flag),
+        }
+        match (checksum, &git.checksum) {
+            (Some(flag), Some(query)) if flag != query => {
+                return Err(error(format!("checksum mismatch {flag:?} != {query:?}")));
+            }
+            (Some(flag), None) => git.checksum = Some(flag.to_owned()),
+            _ => {}
+        }
+        return Ok(Some(git.into_source()));
+    }
+    if !is_http(written) {
+        return Ok(None);
+    }
+    if kind == Kind::Copy {
+        return Err(error("source can't be a URL for COPY".to_owned()).with_help("use ADD"));
+    }
+    let checksum = match checksum {
+        Some(text) => Some(text.parse().map_err(|cause| error(format!("{cause}")))?),
+        None => None,
+    };
+    Ok(Some(Source::Http {
+        url: written.to_owned(),
+        checksum,
+        filename: file_name(written).unwrap_or_else(|| UNNAMED.to_owned()),
+        mode: None,
+        owner: None,
+    }))
 }
 
 /// `--parents a/./`: with nothing behind the pivot nothing is picked, and a source that picks nothing is not there.

@@ -10,6 +10,7 @@ mod config;
 mod copy;
 mod devices;
 mod env;
+mod epoch;
 mod from;
 mod history;
 mod inputs;
@@ -38,6 +39,7 @@ use crate::stages::Stages;
 
 use args::Args;
 pub(crate) use asked::{Asked, AskedMount};
+use epoch::Epoch;
 use plan::{Node, Origin, Planned, Planner};
 use stage::{Shared, StageBuilder, StageState};
 
@@ -64,9 +66,13 @@ pub(crate) fn convert_and_ask(
     let escape = dockerfile.directives.escape_char();
     let build_platform = request.build_platform.clone().unwrap_or_else(Platform::host);
     let platform = request.platform.clone().unwrap_or_else(|| build_platform.clone());
-    let args =
+    let mut args =
         Args::new(request, &build_platform, &platform, target_name, stages.globals, escape).map_err(one)?;
-    let epoch = epoch(request, &args).map_err(one)?;
+    let epoch = match epoch::epoch(request, &args, &stages, escape).map_err(one)? {
+        Epoch::Known(epoch) => epoch,
+        Epoch::Of(source) => return Ok((Conversion::NeedsTime(source), Asked::default())),
+    };
+    args.settle_epoch(epoch);
 
     let mut warnings = Vec::new();
     let planner = Planner::new(&stages, request, images, &args, &platform, escape);
@@ -199,19 +205,5 @@ fn finish(mut shared: Shared<'_>, state: StageState, epoch: Option<i64>) -> Conv
         warnings: shared.warnings,
         unused_build_args,
         source_date_epoch: epoch,
-    }
-}
-
-/// `SOURCE_DATE_EPOCH`: the build arg, else the default of an ARG before the first FROM, else the request's.
-fn epoch(request: &Request, args: &Args) -> Result<Option<i64>, Diagnostic> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let text = args.given(NAME).or_else(|| args.global(NAME)).filter(|text| !text.is_empty());
-    let Some(text) = text else { return Ok(request.source_date_epoch) };
-    match text.trim().parse() {
-        Ok(seconds) => Ok(Some(seconds)),
-        Err(_) => {
-            let message = format!("invalid {NAME} {text:?}: expected seconds since 1970-01-01");
-            Err(Diagnostic::error("source-date-epoch", Span::default(), message))
-        }
     }
 }

@@ -323,7 +323,8 @@ impl StageBuilder<'_, '_> {
             }
         };
         if target == "/" {
-            return Err(Diagnostic::error("mount", span, format!("invalid mount target {target:?}")));
+            return Err(Diagnostic::error("mount", span, format!("invalid mount target {target:?}"))
+                .with_help("give a directory: target=/path"));
         }
         Ok(Mount { target, kind })
     }

@@ -151,7 +151,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     ) -> Result<Node<'a>, Diagnostic> {
         let span = stage.instruction.span;
         let expanded = expand::expand_word(&stage.from.image.value, self.escape, &self.args.globals)
-            .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
+            .map_err(|error| error.diagnostic(span))?;
         lints::undefined_arg_in_from(&expanded.unmatched, self.args, span, warnings);
         lints::default_arg_in_from(stage, self.args, self.escape, warnings);
         if expanded.text.is_empty() {
@@ -159,7 +159,12 @@ impl<'a, 'r> Planner<'a, 'r> {
             let error =
                 Diagnostic::error("blank-base", span, format!("base name ({written}) should not be blank"));
             let unset = expanded.unmatched.iter().next().map_or("", String::as_str);
-            return Err(suggest::help(error, unset, self.args.globals.names()));
+            let error = suggest::help(error, unset, self.args.globals.names());
+            return Err(match error.help {
+                Some(_) => error,
+                None => error
+                    .with_help("give the ARG a default before the first FROM, or a value with --build-arg"),
+            });
         }
         let base_name = expanded.text;
         let mut used = expanded.used;
@@ -196,7 +201,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     ) -> Result<Platform, Diagnostic> {
         let span = stage.instruction.span;
         let expanded = expand::expand_word(&word.value, self.escape, &self.args.globals)
-            .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
+            .map_err(|error| error.diagnostic(span))?;
         lints::undefined_arg_in_from(&expanded.unmatched, self.args, span, warnings);
         lints::target_platform(stage, &word.value, &expanded, self.args, warnings);
         let unset = expanded.unmatched.iter().next().map_or("", String::as_str);
@@ -245,7 +250,7 @@ impl<'a, 'r> Planner<'a, 'r> {
     /// `COPY --from`: the number or name of a stage, an image, or a named context.
     fn copy_from(&self, name: &str, span: Span) -> Result<Origin, Diagnostic> {
         let expanded = expand::expand_word(name, self.escape, &expand::EmptyEnv)
-            .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
+            .map_err(|error| error.diagnostic(span))?;
         if expanded.text != name {
             let message = "variable expansion is not supported for --from, define a new stage with FROM using \
                            ARG from global scope as a workaround";
@@ -254,7 +259,11 @@ impl<'a, 'r> Planner<'a, 'r> {
         if let Ok(index) = name.parse::<i64>() {
             return match usize::try_from(index) {
                 Ok(index) if index < self.stages.stages.len() => Ok(Origin::Stage(index)),
-                _ => Err(Diagnostic::error("copy-from", span, format!("invalid stage index {index}"))),
+                _ => {
+                    let last = self.stages.stages.len() - 1;
+                    Err(Diagnostic::error("copy-from", span, format!("invalid stage index {index}"))
+                        .with_help(format!("stages are counted from 0, and the last one is {last}")))
+                }
             };
         }
         self.named(name, span)
@@ -519,7 +528,8 @@ fn check_circles(nodes: &[Node<'_>]) -> Result<(), Diagnostic> {
                 Mark::Open => {
                     let name = nodes[next].stage.display();
                     let message = format!("circular dependency detected on stage: {name}");
-                    return Err(Diagnostic::error("circular-dependency", span, message));
+                    return Err(Diagnostic::error("circular-dependency", span, message)
+                        .with_help("a stage can only read stages before it"));
                 }
             }
         }

@@ -279,7 +279,7 @@ impl<'s, 'a> StageBuilder<'s, 'a> {
             return Ok(word.to_owned());
         }
         let expanded = expand::expand_word(word, self.shared.escape, &self.state.variables)
-            .map_err(|error| Diagnostic::error("expansion", span, error.to_string()))?;
+            .map_err(|error| error.diagnostic(span))?;
         self.warn_undefined(&expanded.unmatched);
         Ok(expanded.text)
     }

@@ -49,6 +49,9 @@ fn try_convert(text: &str, request: &Request) -> Result<Converted, Vec<Diagnosti
     for _ in 0..10 {
         match convert(&dockerfile, request, &images)? {
             Conversion::Complete(converted) => return Ok(*converted),
+            Conversion::NeedsTime(source) => {
+                panic!("nobody knows when {source:?} was made")
+            }
             Conversion::NeedsImages(needed) => {
                 assert!(!needed.is_empty());
                 for image in needed {
@@ -686,6 +689,67 @@ fn epochs_come_from_args() {
 }
 
 #[test]
+fn the_epoch_is_the_time_of_what_it_names() {
+    let http = |url: &str, filename: &str| Source::Http {
+        url: url.to_owned(),
+        checksum: None,
+        filename: filename.to_owned(),
+        mode: None,
+        owner: None,
+    };
+    let git = crate::git::GitUrl::parse("https://h/r.git#v1").unwrap().unwrap().into_source();
+    let stage = "FROM scratch AS src\nARG HOST=x\nADD https://$HOST/a.tar /\nFROM base\n";
+    let named = |source: &Source| [("other".to_owned(), NamedContext::Source(source.clone()))].into();
+    for (value, text, source, request) in [
+        (
+            "context",
+            "FROM base",
+            http("https://x/c", "context"),
+            Request { context_source: Some(http("https://x/c", "context")), ..request() },
+        ),
+        ("other", "FROM base", git.clone(), Request { contexts: named(&git), ..request() }),
+        ("SRC", stage, http("https://x/a.tar", "a.tar"), request()),
+        ("src", "FROM scratch AS src\nADD https://h/r.git#v1 /\nFROM base", git.clone(), request()),
+    ] {
+        // Given, or the default of an ARG: both are numbers then.
+        let reads = format!("{text}\nARG SOURCE_DATE_EPOCH\nENV E=$SOURCE_DATE_EPOCH");
+        let given = Request {
+            build_args: vec![("SOURCE_DATE_EPOCH".to_owned(), value.to_owned())],
+            ..request.clone()
+        };
+        for (text, request) in
+            [(reads.clone(), given), (format!("ARG SOURCE_DATE_EPOCH={value}\n{reads}"), request)]
+        {
+            let (dockerfile, _) = crate::parse(text.as_bytes());
+            let Ok(Conversion::NeedsTime(needed)) = convert(&dockerfile, &request, &HashMap::new()) else {
+                panic!("{text}")
+            };
+            assert_eq!(*needed, source);
+            for (time, shown) in [(Some(5), "E=5"), (None, "E=")] {
+                let known = Request { times: [(source.clone(), time)].into(), ..request.clone() };
+                let built = converted_with(&text, &known);
+                assert_eq!(built.source_date_epoch, time);
+                assert_eq!(built.config.config.env.last().map(String::as_str), Some(shown), "{text}");
+            }
+        }
+    }
+    // A local context has no time.
+    assert_eq!(converted("ARG SOURCE_DATE_EPOCH=context\nFROM base").source_date_epoch, None);
+    for (stages, message) in [
+        ("FROM base AS src\nFROM base", "stage must use FROM scratch"),
+        ("FROM scratch AS src\nFROM base", "stage must contain exactly one remote ADD"),
+        ("FROM scratch AS src\nADD a /\nFROM base", "stage source must be a single HTTP(S) or Git ADD"),
+        ("FROM scratch AS src\nADD http://h/a http://h/b /\nFROM base", "exactly one remote ADD source"),
+        ("FROM scratch AS src\nADD http://h/a /\nADD http://h/a /\nFROM base", "exactly one remote ADD"),
+        ("FROM scratch AS src\nENV A=b\nFROM base", "source-only requirements: unsupported env instruction"),
+        ("FROM base AS srv", "invalid SOURCE_DATE_EPOCH: src"),
+    ] {
+        let error = error(&format!("ARG SOURCE_DATE_EPOCH=src\n{stages}"));
+        assert!(error.contains(message), "{stages}: {error}");
+    }
+}
+
+#[test]
 fn errors_of_several_stages_come_together() {
     let text = "FROM base AS a\nSTOPSIGNAL nope\nFROM base AS b\nEXPOSE x\nFROM base\nCOPY --from=a / /\nCOPY --from=b / /\n";
     let errors = try_convert(text, &request()).unwrap_err();
@@ -780,4 +844,40 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
     ]);
     (keyword, prop::collection::vec(word, 0..5))
         .prop_map(|(keyword, words)| format!("{keyword} {}", words.join(" ")))
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    for (line, help) in [
+        ("ENV A=${B", "close it with }"),
+        ("ENV A='b", "close the quote"),
+        ("ENV A=${B^}", "there are ${NAME:-word}"),
+        ("ENV A=${B:?}", "--build-arg B=VALUE"),
+        ("EXPOSE 99999", "write 1 to 65535"),
+        ("EXPOSE 80/tpc", "/tcp, /udp"),
+        ("STOPSIGNAL SIGTREM", "did you mean SIGTERM?"),
+        ("STOPSIGNAL nothing-like-it", "write a name like SIGTERM"),
+        ("RUN --mount=type=cache x", "target=/path"),
+        ("RUN --mount=type=cahce,target=/x y", "did you mean cache?"),
+        ("RUN --mount=tagret=/x y", "did you mean target?"),
+        ("COPY --from=5 a b", "the last one is 0"),
+        ("COPY --from=s a b", "stages before it"),
+        ("COPY a b c", "write c/"),
+        ("COPY https://h/a /", "use ADD"),
+        ("USER", "write USER NAME or USER NAME:GROUP"),
+        ("WORKDIR", "write WORKDIR /path"),
+        ("ARG =b", "write ARG NAME or ARG NAME=DEFAULT"),
+        ("HEALTHCHECK CMDD x", "HEALTHCHECK CMD COMMAND"),
+        ("HEALTHCHECK --interval=1 CMD x", "30s, 1m30s"),
+        ("ONBUILD ONBUILD RUN x", "a trigger is one other instruction"),
+        ("RUN --network=host x", "--allow network.host"),
+        ("FROM a AS 1b", "start it with a letter"),
+        ("FROM $X", "--build-arg"),
+    ] {
+        let errors = try_convert(&format!("FROM base AS s\n{line}\n"), &request()).unwrap_err();
+        let error = &errors[0];
+        let shown = error.help.as_deref().unwrap_or_default();
+        assert!(shown.contains(help), "{line}: {} {shown:?}", error.message);
+        assert!(error.spans[0].start > "FROM base".len(), "{line}");
+    }
 }

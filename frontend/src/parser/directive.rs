@@ -41,7 +41,8 @@ pub(super) fn read(text: &str, start: usize, diagnostics: &mut Vec<Diagnostic>) 
                 "`" => directives.escape = Some(Spanned { value: '`', span: value.span }),
                 other => {
                     let message = format!("invalid escape token '{other}' does not match ` or \\");
-                    diagnostics.push(Diagnostic::error("invalid-escape", value.span, message));
+                    let error = Diagnostic::error("invalid-escape", value.span, message);
+                    diagnostics.push(error.with_help("write # escape=` or leave the line out"));
                 }
             },
         }

@@ -22,7 +22,8 @@ impl Context<'_, '_> {
         if !kind.eq_ignore_ascii_case("CMD") {
             let message =
                 format!("Unknown type {:?} in HEALTHCHECK (try CMD)", shorten(&kind.to_uppercase()));
-            return Err(Diagnostic::error("unknown-healthcheck", self.line.span(kind), message));
+            return Err(Diagnostic::error("unknown-healthcheck", self.line.span(kind), message)
+                .with_help(format!("write {}", Keyword::Healthcheck.form())));
         }
         let command = self.command(arguments)?;
         let empty = match &command {
@@ -54,7 +55,10 @@ const MIN_INTERVAL: i64 = 1_000_000;
 
 fn interval(flags: &[Flag], name: &str) -> Parse<i64> {
     let Some(value) = flag::text(flags, name) else { return Ok(0) };
-    let error = |message| Diagnostic::error("invalid-duration", value.span, message);
+    let error = |message| {
+        Diagnostic::error("invalid-duration", value.span, message)
+            .with_help("write numbers with units: 30s, 1m30s, 500ms")
+    };
     match duration::parse(&value.value).map_err(error)? {
         0 => Ok(0),
         short if short < MIN_INTERVAL => Err(error(format!("Interval {name:?} cannot be less than 1ms"))),

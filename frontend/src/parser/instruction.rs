@@ -194,7 +194,8 @@ impl Context<'_, '_> {
                 "invalid name for build stage: {:?}, name can't start with a number or contain symbols",
                 shorten(name)
             );
-            return Err(Diagnostic::error("invalid-stage-name", self.line.span(name), message));
+            return Err(Diagnostic::error("invalid-stage-name", self.line.span(name), message)
+                .with_help("start it with a letter, and go on with letters, digits, '_', '.' and '-'"));
         }
         Ok(From {
             platform: flag::text(&statement.flags, "platform"),
@@ -386,7 +387,7 @@ impl Context<'_, '_> {
     fn one(&self, keyword: Keyword, statement: &Statement<'_>) -> Parse<Word> {
         if statement.arguments.is_empty() {
             let message = format!("{} requires exactly one argument", keyword.name());
-            return Err(self.error(statement, message));
+            return Err(self.error(statement, message).with_help(format!("write {}", keyword.form())));
         }
         Ok(self.line.word(statement.arguments))
     }
@@ -430,6 +431,7 @@ impl Context<'_, '_> {
             _ => format!("{} isn't allowed as an ONBUILD trigger", keyword.name()),
         };
         Diagnostic::error("invalid-trigger", self.line.span(trigger.name), message)
+            .with_help("a trigger is one other instruction than FROM, ONBUILD and MAINTAINER")
     }
 
     /// The strings of a JSON array with their places; `None` if the arguments are none.
@@ -462,10 +464,12 @@ impl Context<'_, '_> {
     fn blank_name(&self, keyword: Keyword, word: &str) -> Diagnostic {
         let message = format!("{} names can not be blank", keyword.name());
         Diagnostic::error("blank-name", self.line.span(word), message)
+            .with_help(format!("write {}", keyword.form()))
     }
 
     pub(super) fn missing_argument(&self, keyword: Keyword, statement: &Statement<'_>) -> Diagnostic {
         self.error(statement, format!("{} requires at least one argument", keyword.name()))
+            .with_help(format!("write {}", keyword.form()))
     }
 
     /// An error about the arguments as a whole.

@@ -58,6 +58,30 @@ impl Keyword {
         KEYWORDS.iter().find(|(_, keyword)| *keyword == self).map_or("", |(name, _)| name)
     }
 
+    /// How it is written, for whoever wrote it otherwise.
+    pub(super) fn form(self) -> &'static str {
+        match self {
+            Self::Add => "ADD SOURCE... DESTINATION",
+            Self::Arg => "ARG NAME or ARG NAME=DEFAULT",
+            Self::Cmd => "CMD [\"executable\", \"argument\"]",
+            Self::Copy => "COPY SOURCE... DESTINATION",
+            Self::Entrypoint => "ENTRYPOINT [\"executable\", \"argument\"]",
+            Self::Env => "ENV NAME=VALUE",
+            Self::Expose => "EXPOSE PORT",
+            Self::From => "FROM IMAGE or FROM IMAGE AS NAME",
+            Self::Healthcheck => "HEALTHCHECK CMD COMMAND or HEALTHCHECK NONE",
+            Self::Label => "LABEL NAME=VALUE",
+            Self::Maintainer => "LABEL org.opencontainers.image.authors=NAME",
+            Self::Onbuild => "ONBUILD and another instruction",
+            Self::Run => "RUN COMMAND",
+            Self::Shell => "SHELL [\"executable\", \"argument\"]",
+            Self::StopSignal => "STOPSIGNAL SIGTERM or another signal",
+            Self::User => "USER NAME or USER NAME:GROUP",
+            Self::Volume => "VOLUME /path",
+            Self::Workdir => "WORKDIR /path",
+        }
+    }
+
     /// The flags it has.
     pub(super) fn flags(self) -> &'static [FlagSpec] {
         const fn text(name: &'static str) -> FlagSpec {

@@ -67,7 +67,8 @@ pub fn parse(bytes: &[u8]) -> (Dockerfile, Vec<Diagnostic>) {
     let end = Span { start: text.trim_end().len(), end: text.trim_end().len() };
     if !stages.any_instruction {
         if errors.is_empty() {
-            errors.push(Diagnostic::error("no-instructions", end, "file with no instructions"));
+            let error = Diagnostic::error("no-instructions", end, "file with no instructions");
+            errors.push(error.with_help("begin with FROM and an image"));
         }
     } else if !stages.any_from && errors.is_empty() {
         let error = Diagnostic::error("no-stages", end, "dockerfile contains no stages to build");

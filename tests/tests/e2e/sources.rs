@@ -334,6 +334,50 @@ fn a_step_talks_to_an_agent_with_keys_of_the_build() {
     let key = format!("default={}", env.work().join("key").display());
     let _ = build(&env, dockerfile, &["--ssh", &key]).ok();
     assert!(out(&env).join("ok").exists());
+    let others = "FROM busybox:1\nUSER 7:8\nRUN --mount=type=ssh,id=a,target=/a,uid=7,gid=8,mode=0640 \
+                  --mount=type=ssh,id=b,required --mount=type=ssh,id=none,target=/none \
+                  test -w /a && test ! -e /none && \
+                  stat -c '%n %a %u:%g' \"$SSH_AUTH_SOCK\" /run/buildkit/ssh_agent.1\n";
+    let key = |id: &str| format!("{id}={}", env.work().join("key").display());
+    let outcome = build(&env, others, &["--progress=plain", "--ssh", &key("a"), "--ssh", &key("b")]).ok();
+    let _ = outcome.says("/a 640 7:8").says("/run/buildkit/ssh_agent.1 600 0:0");
+    let _ = build(&env, others, &["--no-cache", "--ssh", &key("a")])
+        .fails_with(3)
+        .says("could not find SSH agent \"b\"");
     let none = format!("default={}", env.work().join("none").display());
     let _ = build(&env, dockerfile, &["--ssh", &none]).fails_with(2).says("none");
+}
+
+#[test]
+fn the_epoch_can_be_that_of_the_context_or_of_a_stage() {
+    let env = TestEnv::new();
+    let web = Web::start();
+    let repository = repository(&env, &web, None);
+    let time = sh(&env.work().join("repositories/w"), "git log -1 --format=%ct");
+    let arg = ["--build-arg", "SOURCE_DATE_EPOCH=context"];
+    let created = |context: &str, args: &[&str], time: &str| {
+        let _ = env.rbuild([&["-t", "x:1"], args, &[context]].concat()).ok();
+        let time = sh(&env.work(), &format!("date -u -d @{time} +%Y-%m-%dT%H:%M:%S"));
+        let inspected = env.rbuild(["inspect", "x:1"]).ok();
+        assert!(inspected.stdout.contains(&format!("\"Created\": \"{time}")), "{time}: {inspected}");
+    };
+    created(&repository, &arg, &time);
+
+    // Of an archive: what the server says, else its latest file.
+    let files = [("Dockerfile", "FROM scratch\nCOPY a /\n"), ("a", "1")];
+    let archive = tar(&env, "archive", &files, "-cf");
+    let latest = std::fs::metadata(env.work().join("archive/a")).unwrap();
+    web.put("plain.tar", Page::new(archive.clone()));
+    web.put("dated.tar", Page::new(archive).with("Last-Modified", "Thu, 01 Jan 1970 00:01:00 GMT"));
+    let latest = std::os::unix::fs::MetadataExt::mtime(&latest).to_string();
+    created(&web.url("plain.tar"), &arg, &latest);
+    created(&web.url("dated.tar"), &arg, "60");
+
+    let dockerfile = format!(
+        "ARG SOURCE_DATE_EPOCH=src\nFROM scratch AS src\nADD {} /\nFROM scratch\nCOPY Dockerfile /\n",
+        web.url("dated.tar")
+    );
+    let context = env.context("stage", &[("Dockerfile", &dockerfile)]).display().to_string();
+    created(&context, &[], "60");
+    created(&context, &["--build-arg", "SOURCE_DATE_EPOCH=61"], "61");
 }

@@ -174,7 +174,7 @@ struct Build<'a> {
 struct Made {
     image: AssembledImage,
     layers: Vec<SnapshotLayer>,
-    /// The latest time in what leaves.
+    /// `SOURCE_DATE_EPOCH` in force.
     epoch: Option<i64>,
     /// What its steps took from the cache and left there.
     used: Used,
@@ -197,13 +197,14 @@ impl Build<'_> {
             })
             .collect();
         if self.request.call != Call::Build {
-            return super::call::call(self.request.call, self.parsed, &requests, &images).await;
+            return super::call::call(self.request.call, self.parsed, &requests, &images, &self.remotes)
+                .await;
         }
         let timings = self.request.timings.as_deref().map(Timings::begin);
         let convert = timing::phase("convert", Of::Build);
         let mut converted = Vec::new();
         for request in &requests {
-            let done = build::convert(self.parsed, request, &images).await;
+            let done = build::convert(self.parsed, request, &images, &self.remotes).await;
             converted.push(done.map_err(|error| error.into_failure(self.parsed))?);
         }
         convert.end();
