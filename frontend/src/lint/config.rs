@@ -59,14 +59,11 @@ impl Config {
             (_, Some(word)) => (first_word(&word.value), word.span),
             _ => ("", Span::default()),
         };
-        let mut config = Self::parse(options)
-            .map_err(|message| Diagnostic::error("invalid-check-option", span, message))?;
+        let mut config = Self::parse(options).map_err(|message| invalid(message, span))?;
         for instruction in &dockerfile.instructions {
             for comment in &instruction.comments {
                 if let Some(options) = check_comment(comment) {
-                    let own = Self::parse(options).map_err(|message| {
-                        Diagnostic::error("invalid-check-option", comment.span, message)
-                    })?;
+                    let own = Self::parse(options).map_err(|message| invalid(message, comment.span))?;
                     config.instructions.push((instruction.span, own.skip));
                 }
             }
@@ -135,6 +132,11 @@ fn first_word(text: &str) -> &str {
     text.split_whitespace().next().unwrap_or_default()
 }
 
+fn invalid(message: String, span: Span) -> Diagnostic {
+    Diagnostic::error("invalid-check-option", span, message)
+        .with_help("write skip=RULE,.., experimental=RULE,.. or error=true, with ; between them")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +194,9 @@ mod tests {
             ("error=maybe", "failed to parse check option \"error=maybe\": it is not a boolean"),
         ] {
             let (dockerfile, _) = crate::parse(format!("# check={options}\nFROM x").as_bytes());
-            assert_eq!(Config::new(&dockerfile, None).unwrap_err().message, message);
+            let error = Config::new(&dockerfile, None).unwrap_err();
+            assert_eq!(error.message, message);
+            assert!(error.help.unwrap().contains("skip=RULE"));
         }
     }
 }
