@@ -1,6 +1,6 @@
 //! One build, from flags to image, top to bottom.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -71,12 +71,10 @@ impl Parsed {
     /// Findings of the linter that are not switched off, and whether they are to fail the build.
     pub(crate) fn findings(&self, converted: &[Converted]) -> (Vec<Diagnostic>, bool) {
         let mut findings = lint::check(&self.dockerfile);
-        for warning in converted.iter().flat_map(|converted| &converted.warnings) {
-            // Several platforms find the same.
-            if !findings.contains(warning) {
-                findings.push(warning.clone());
-            }
-        }
+        // Several platforms find the same.
+        let mut known: HashSet<Diagnostic> = findings.iter().cloned().collect();
+        let warnings = converted.iter().flat_map(|converted| &converted.warnings);
+        findings.extend(warnings.filter(|warning| known.insert((*warning).clone())).cloned());
         findings.sort_by_key(|finding| finding.spans.first().copied());
         self.lint.filter(findings)
     }
@@ -125,7 +123,7 @@ fn rejected(errors: &[Diagnostic], name: &str, text: &str) -> Failure {
 /// The lines of `span`, marked.
 fn excerpt(name: &str, text: &str, span: Span) -> String {
     let (first, last) = frontend::text::LineIndex::new(text).lines(span);
-    lint::excerpt(name, text, first, last)
+    lint::excerpt(name, &text.lines().collect::<Vec<_>>(), first, last)
 }
 
 /// What the frontend is asked, for one platform.

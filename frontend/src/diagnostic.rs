@@ -8,7 +8,7 @@ use crate::ast::Span;
 use crate::text::{LineIndex, floor_boundary};
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Diagnostic {
     /// How bad.
     pub severity: Severity,
@@ -25,7 +25,7 @@ pub struct Diagnostic {
 }
 
 /// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// It builds, but.
     Warning,

@@ -123,12 +123,14 @@ impl Report {
             1 => "Check complete, 1 warning has been found!\n".to_owned(),
             count => format!("Check complete, {count} warnings have been found!\n"),
         };
+        let source = String::from_utf8_lossy(&self.sources[0].data);
+        let lines: Vec<&str> = source.lines().collect();
         for warning in &self.warnings {
             let _ = write!(text, "\nWARNING: {}", warning.rule_name);
             if let Some(url) = &warning.url {
                 let _ = write!(text, " - {url}");
             }
-            let _ = writeln!(text, "\n{}\n{}", warning.detail, self.excerpt(&warning.location));
+            let _ = writeln!(text, "\n{}\n{}", warning.detail, self.excerpt(&lines, &warning.location));
         }
         text
     }
@@ -144,6 +146,8 @@ impl Report {
         let plural = if count == 1 { "" } else { "s" };
         let more = if expanded { "" } else { " (use --debug to expand)" };
         let mut text = format!("\n {count} warning{plural} found{more}:\n");
+        let source = String::from_utf8_lossy(&self.sources[0].data);
+        let lines: Vec<&str> = source.lines().collect();
         for warning in &self.warnings {
             let _ = write!(text, " - {}: {}", warning.rule_name, warning.detail);
             if let Some(first) = warning.location.ranges.first() {
@@ -155,18 +159,17 @@ impl Report {
                 if let Some(url) = &warning.url {
                     let _ = writeln!(text, "More info: {url}");
                 }
-                let _ = writeln!(text, "{}\n", self.excerpt(&warning.location));
+                let _ = writeln!(text, "{}\n", self.excerpt(&lines, &warning.location));
             }
         }
         (count > 0).then_some(text)
     }
 
-    fn excerpt(&self, location: &Location) -> String {
+    fn excerpt(&self, lines: &[&str], location: &Location) -> String {
         let (Some(first), Some(last)) = (location.ranges.first(), location.ranges.last()) else {
             return String::new();
         };
-        let source = &self.sources[0];
-        excerpt(&source.filename, &String::from_utf8_lossy(&source.data), first.start.line, last.end.line)
+        excerpt(&self.sources[0].filename, lines, first.start.line, last.end.line)
     }
 }
 
@@ -190,17 +193,13 @@ impl Location {
     }
 }
 
-/// Lines `first..=last` marked, with two of their neighbours on each side (one for a range of lines), between rulers.
-pub fn excerpt(name: &str, text: &str, first: usize, last: usize) -> String {
+/// Lines `first..=last` of `lines`, counted from 1, marked, with two of their neighbours on each side (one for a range of
+/// lines), between rulers.
+pub fn excerpt(name: &str, lines: &[&str], first: usize, last: usize) -> String {
     let padding = if first == last { 2 } else { 1 };
     let mut shown = format!("{name}:{first}\n--------------------\n");
-    for (number, line) in (1..).zip(text.lines()) {
-        if number + padding < first {
-            continue;
-        }
-        if number > last + padding {
-            break;
-        }
+    let from = first.saturating_sub(padding + 1);
+    for (number, line) in (1..).zip(lines).take(last + padding).skip(from) {
         let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
         shown.push_str(format!(" {number:3} | {mark} {line}").trim_end());
         shown.push('\n');
