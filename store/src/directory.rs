@@ -146,6 +146,14 @@ impl Directories {
         self.root.remove(&directory.path)
     }
 
+    /// The directory called `name`, if it is there.
+    pub fn find(&self, kind: DirectoryKind, name: &[u8]) -> Result<Option<Directory>, StoreError> {
+        let id = DirectoryId::new(kind, name);
+        let lease = self.root.lease([Item::Directory(id)])?;
+        let path = path(self.root.path(), &id);
+        Ok(path.is_dir().then_some(Directory { path, id, _lease: lease }))
+    }
+
     pub(crate) fn list(&self) -> Result<Vec<DirectoryRow>, StoreError> {
         Ok(self.root.inner.db.read(|db| {
             let mut query =

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::error::WorkerError;
 use crate::exec::{self, Mount, Network, Plan, Source};
+use crate::mount::Times;
 use crate::step::Held;
 use crate::worker::Worker;
 use image::DiffId;
@@ -89,7 +90,7 @@ impl Worker {
         }
         let tree = self.tree(&spec.layers)?;
         let identity = self.identity(&tree, &spec.user)?;
-        let lowers = self.lowers(spec.layers).await?;
+        let lowers = self.lowers(spec.layers, Times::new()).await?;
         let mut held = Held::default();
         let root = self.writable(lowers.clone(), &mut held)?.0;
         let exec = op::Exec {

@@ -62,7 +62,9 @@ impl Worker {
         cancel: &Cancel,
     ) -> Result<DiffId, WorkerError> {
         let input = Input { tree: context.walked.tree.clone(), directory: Some(context.directory.clone()) };
-        self.copied(input, cancel).await
+        let layer = self.copied(input, cancel).await?;
+        self.note_file_layer(layer);
+        Ok(layer)
     }
 
     /// One layer that shows what `layers` show over each other.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bstr::{BString, ByteSlice};
-use rustix::fs::{Mode, OFlags, RawDir, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, Result};
 
 /// What the kernel takes at once, with some room (`PATH_MAX` is 4096 with the NUL).
@@ -68,6 +68,30 @@ fn open_by_component(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode
         rest = behind;
     }
     rustix::fs::openat(at.as_ref().map_or(dir, |fd| fd.as_fd()), rest, flags, mode)
+}
+
+/// Sets the modification time of what is at `path` to `to`, if it is `from` to the nanosecond; both are seconds since the
+/// epoch. What is not there needs none.
+pub fn replace_mtime(root: BorrowedFd<'_>, path: &[u8], from: i64, to: i64) -> Result<()> {
+    let fd = match open(root, path, OFlags::PATH, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(()),
+        fd => fd?,
+    };
+    let stat = rustix::fs::fstat(&fd)?;
+    if (i64::from(stat.st_mtime), stat.st_mtime_nsec) == (from, 0) {
+        set_mtime(fd.as_fd(), to, 0)
+    } else {
+        Ok(())
+    }
+}
+
+/// Sets the modification time of a file, which may be opened with `O_PATH`.
+pub fn set_mtime(fd: BorrowedFd<'_>, seconds: i64, nanoseconds: i64) -> Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, &*proc_path(fd), &times, AtFlags::empty())
 }
 
 /// The names in a directory, in the order of their bytes.

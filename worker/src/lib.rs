@@ -18,6 +18,8 @@ pub mod sys;
 
 pub mod cache;
 pub mod cdi;
+pub mod kept;
+pub mod seen;
 
 pub mod container;
 pub mod sandbox;
@@ -25,4 +27,4 @@ pub mod sandbox;
 mod file_op;
 mod step;
 
-pub use worker::{LayerSource, Options, Worker};
+pub use worker::{LayerSource, MountSource, Options, UsedMount, Worker};

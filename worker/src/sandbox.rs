@@ -24,6 +24,7 @@ use store::registry::Progress;
 use crate::container::Prepared;
 use crate::error::WorkerError;
 use crate::exec::{self, Access, Given};
+use crate::mount::Times;
 use crate::source::image::pull;
 use crate::step::{Held, Ready};
 use crate::worker::{Worker, diff_ids};
@@ -179,7 +180,7 @@ impl Worker {
             mounts.push(match (&mut mount.kind, files) {
                 (MountKind::Bind { writable, .. }, MountFiles::Layers(layers)) => {
                     self.bring(layers).await?;
-                    let lowers = self.lowers(layers.clone()).await?;
+                    let lowers = self.lowers(layers.clone(), Times::new()).await?;
                     let upper = directory.path().join("mounts").join(position.to_string());
                     let access = match writable {
                         true => self.again(upper, &mut held)?,
@@ -205,7 +206,7 @@ impl Worker {
                 _ => Given::Nothing,
             });
         }
-        let lowers = self.lowers(sandbox.layers).await?;
+        let lowers = self.lowers(sandbox.layers, Times::new()).await?;
         let access = self.again(directory.path().join("root"), &mut held)?;
         held.directories.push(directory);
         sandbox.exec.args = shell(&sandbox.exec.args, args);

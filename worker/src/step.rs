@@ -30,9 +30,12 @@ use crate::error::WorkerError;
 use crate::exec::agent::Agent;
 use crate::exec::{self, Access, Given, Identity, Lower, Network, Stdio};
 use crate::file::{self, FileError};
+use crate::inside;
+use crate::kept::{self, MountDirectory};
 use crate::mount::scratch::Scratch;
-use crate::mount::{MountError, dirs};
-use crate::worker::{Worker, diff_ids};
+use crate::mount::{MountError, Times, dirs};
+use crate::seen;
+use crate::worker::{UsedMount, Worker, diff_ids};
 
 /// How often a cache mount that another step has locked is tried again.
 const LOCK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
@@ -45,6 +48,7 @@ pub(crate) struct Held {
     // Before the directories that their sockets are in.
     pub(crate) agents: Vec<Agent>,
     pub(crate) work: Vec<WorkDir>,
+    pub(crate) mounts: Vec<MountDirectory>,
 }
 
 /// A step that can start.
@@ -54,11 +58,17 @@ pub(crate) struct Ready {
     /// Where its changes are kept.
     pub(crate) upper: PathBuf,
     /// What it begins with.
+    layers: Vec<DiffId>,
     tree: Tree,
+    /// The times that it is shown.
+    times: Times,
     /// What its mounts were given, in the op's order.
     pub(crate) mounts: Vec<Given>,
     pub(crate) held: Held,
 }
+
+/// The layers of bound inputs, by input.
+type Bound = BTreeMap<usize, Vec<DiffId>>;
 
 impl Worker {
     /// Runs `exec` and stores the layer it makes.
@@ -97,6 +107,10 @@ impl Worker {
         drop(child);
         exec_phase.end();
         let seconds = started.elapsed().as_secs_f64();
+        for mount in &ready.held.mounts {
+            let at = mount.files();
+            mount.set_written(seen::now()).map_err(|source| WorkerError::Io { path: at, source })?;
+        }
         if !exit.success() {
             // Now: what the step wrote takes no more space in a moment.
             let disk_full = store::gc::is_full(&ready.upper).then(|| io::ErrorKind::StorageFull.into());
@@ -105,6 +119,7 @@ impl Worker {
             }
             return Err(WorkerError::Step { command, exit, disk_full });
         }
+        self.restore_times(&ready.upper, &ready.layers, &ready.times)?;
         let stored = self.store_upper(&ready.upper, ready.tree, of).await?;
         if self.keeps_changes() {
             let _phase = timing::phase("adopt", of);
@@ -133,17 +148,20 @@ impl Worker {
         let identity = self.identity(&tree, &exec.user)?;
         let mut held = Held::default();
         let mut caches = self.caches(job, inputs, exec, &mut held).await?;
+        let bound = self.bound(job, inputs, exec).await?;
+        let times = self.times(exec, &layers, &bound, &held).await?;
         let mut mounts = Vec::with_capacity(exec.mounts.len());
         for (position, mount) in exec.mounts.iter().enumerate() {
             let cache = caches.remove(&position);
-            mounts.push(self.given(job, inputs, &mount.kind, cache, &mut held).await?);
+            mounts.push(self.given(&mount.kind, cache, &bound, &times, &mut held).await?);
         }
         prepare.end();
         let mount = timing::phase("mount", of);
-        let (root, upper) = self.writable(self.lowers(layers).await?, &mut held)?;
+        let lowers = self.lowers(layers.clone(), times.clone()).await?;
+        let (root, upper) = self.writable(lowers, &mut held)?;
         mount.end();
         let plan = self.plan_of(exec, root, mounts.clone(), identity)?;
-        Ok(Ready { plan, upper, tree, mounts, held })
+        Ok(Ready { plan, upper, layers, tree, times, mounts, held })
     }
 
     /// The process of `exec` in a sandbox of these parts.
@@ -214,16 +232,16 @@ impl Worker {
     /// What a mount needs.
     async fn given(
         &self,
-        job: &Job<'_>,
-        inputs: &[InputRef<'_>],
         mount: &MountKind,
         cache: Option<PathBuf>,
+        bound: &Bound,
+        times: &Times,
         held: &mut Held,
     ) -> Result<Given, WorkerError> {
         match mount {
             MountKind::Bind { input: None, .. } | MountKind::Tmpfs { .. } => Ok(Given::Nothing),
             MountKind::Bind { input: Some(input), writable, .. } => {
-                let lowers = self.input_lowers(job, inputs, *input).await?;
+                let lowers = self.lowers(bound[input].clone(), times.clone()).await?;
                 if *writable {
                     return Ok(Given::Files(self.writable(lowers, held)?.0));
                 }
@@ -257,15 +275,6 @@ impl Worker {
         Ok(Given::Socket(socket))
     }
 
-    async fn input_lowers(
-        &self,
-        job: &Job<'_>,
-        inputs: &[InputRef<'_>],
-        input: usize,
-    ) -> Result<Vec<Lower>, WorkerError> {
-        self.lowers(self.input_layers(job, inputs, input).await?).await
-    }
-
     /// The layers of an input of a mount; a local directory becomes a layer first, so that a step sees what COPY would
     /// give it: without what is ignored, owned by root.
     pub(crate) async fn input_layers(
@@ -283,6 +292,80 @@ impl Worker {
                 vec![self.layer_of(context, &job.cancel).await?]
             }
         })
+    }
+
+    /// The layers of the inputs that are bound.
+    async fn bound(
+        &self,
+        job: &Job<'_>,
+        inputs: &[InputRef<'_>],
+        exec: &op::Exec,
+    ) -> Result<Bound, WorkerError> {
+        let mut bound = Bound::new();
+        for mount in &exec.mounts {
+            let MountKind::Bind { input: Some(input), .. } = mount.kind else { continue };
+            if !bound.contains_key(&input) {
+                bound.insert(input, self.input_layers(job, inputs, input).await?);
+            }
+        }
+        Ok(bound)
+    }
+
+    /// The times of files that a step with cache mounts is to see; notes in the mounts that it saw them.
+    async fn times(
+        &self,
+        exec: &op::Exec,
+        layers: &[DiffId],
+        bound: &Bound,
+        held: &Held,
+    ) -> Result<Times, WorkerError> {
+        if held.mounts.is_empty() {
+            return Ok(Times::new());
+        }
+        let mut view = seen::View::new();
+        let store = self.root().layers();
+        for layer in layers.iter().filter(|layer| self.is_of_file_op(layer)) {
+            view.push((None, store.index(layer)?));
+        }
+        for mount in &exec.mounts {
+            let MountKind::Bind { input: Some(input), .. } = mount.kind else { continue };
+            for layer in bound[&input].iter().filter(|layer| self.is_of_file_op(layer)) {
+                view.push((Some(mount.target.clone()), store.index(layer)?));
+            }
+        }
+        let directories = held.mounts.clone();
+        pool::spawn(move || {
+            let mut mounts: Vec<_> = directories.iter().map(MountDirectory::state).collect();
+            let times = seen::times(&view, &mut mounts, seen::now());
+            for (directory, (seen, _)) in directories.iter().zip(&mounts) {
+                let path = directory.files();
+                directory.set_seen(seen).map_err(|source| WorkerError::Io { path, source })?;
+            }
+            Ok(times)
+        })
+        .await?
+    }
+
+    /// Gives files that a step was shown with another time, and that it changed in other ways, the time of their layer: no
+    /// layer depends on what a cache mount has seen.
+    fn restore_times(&self, upper: &Path, layers: &[DiffId], times: &Times) -> Result<(), WorkerError> {
+        let failed = |source| WorkerError::Io { path: upper.to_owned(), source };
+        if times.is_empty() {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let upper = rustix::fs::open(upper, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        for layer in layers {
+            let Some(shown) = times.get(layer) else { continue };
+            let index = self.root().layers().index(layer)?;
+            for entry in index.entries() {
+                if let Some(shown) = shown.get(&entry.path) {
+                    inside::replace_mtime(upper.as_fd(), &entry.path, *shown, entry.mtime)
+                        .map_err(|errno| failed(errno.into()))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Names what is read of an input.
@@ -332,27 +415,44 @@ impl Worker {
             else {
                 continue;
             };
-            let (directory, lock) = self.cache_directory(job, &name, id, *sharing).await?;
-            let path = directory.path().join("files");
-            held.directories.push(directory);
-            if lock.is_some() && !path.exists() {
+            let (directory, lock, name) = self.cache_directory(job, &name, id, *sharing).await?;
+            let kept = MountDirectory::new(directory.path());
+            let path = kept.files();
+            let exclusive = *sharing != Sharing::Shared;
+            if lock.is_some() && !path.exists() && !self.import_cache(job, &name, directory.path()).await? {
                 self.fill_cache(job, inputs, *input, source, &path, (*mode, *uid, *gid)).await?;
             }
+            if let Some(mounts) = &self.options().mounts {
+                let id = id.replacen("//", "/", 1);
+                mounts.used(UsedMount { name: name.into_bytes(), id, exclusive });
+            }
+            held.mounts.push(kept);
+            held.directories.push(directory);
             // What is shared is locked only while it is filled.
-            held.locks.extend(lock.filter(|_| *sharing != Sharing::Shared));
+            held.locks.extend(lock.filter(|_| exclusive));
             caches.extend(positions.into_iter().map(|position| (position, path.clone())));
         }
         Ok(caches)
     }
 
-    /// The directory of a cache mount, and the lock on it: none if it is shared and there already.
+    /// Takes a cache mount from another host. `false`: there is none.
+    async fn import_cache(&self, job: &Job<'_>, name: &str, directory: &Path) -> Result<bool, WorkerError> {
+        let Some(mounts) = &self.options().mounts else { return Ok(false) };
+        tokio::select! {
+            biased;
+            () = job.cancel.cancelled() => Err(WorkerError::Cancelled),
+            filled = mounts.fill(name.as_bytes(), directory) => Ok(filled),
+        }
+    }
+
+    /// The directory of a cache mount, the lock on it (none if it is shared and there already), and its name.
     async fn cache_directory(
         &self,
         job: &Job<'_>,
         name: &str,
         description: &str,
         sharing: Sharing,
-    ) -> Result<(Directory, Option<KeyLock>), WorkerError> {
+    ) -> Result<(Directory, Option<KeyLock>, String), WorkerError> {
         // A private cache is the first one that nobody has.
         let numbered = |number: u32| if number == 0 { name.to_owned() } else { format!("{name}\0{number}") };
         let mut number = 0;
@@ -361,10 +461,10 @@ impl Worker {
             let directories = self.root().directories();
             let directory = directories.open(DirectoryKind::CacheMount, name.as_bytes(), description)?;
             if sharing == Sharing::Shared && directory.path().join("files").exists() {
-                return Ok((directory, None));
+                return Ok((directory, None, name));
             }
-            match self.root().locks().try_lock(format!("cache mount {name}").as_bytes())? {
-                Some(lock) => return Ok((directory, Some(lock))),
+            match self.root().locks().try_lock(&kept::lock_name(name.as_bytes()))? {
+                Some(lock) => return Ok((directory, Some(lock), name)),
                 None if sharing == Sharing::Private => number += 1,
                 None => tokio::select! {
                     biased;

@@ -2,16 +2,16 @@
 //! present, and runs file ops and processes.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bstr::ByteSlice as _;
+use bstr::{BString, ByteSlice as _};
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, try_join_all};
 use image::layer::LayerIndex;
@@ -38,9 +38,9 @@ use crate::exec::{Lower, Network, Secret};
 use crate::file::{self, picks};
 use crate::isolate::limits::raise_files;
 use crate::isolate::userns::Ids;
-use crate::mount::Mounter;
 use crate::mount::mounter::{Choice, choose};
 use crate::mount::scratch;
+use crate::mount::{Mounter, Times};
 use crate::sandbox::Kept;
 use crate::source::image::{PullError, pull_layer};
 use crate::source::local::{Directory, Walked};
@@ -78,12 +78,35 @@ pub struct Options {
     pub keep_failed: Option<String>,
     /// Where layers of steps may be that are neither here nor at a registry: imported caches.
     pub elsewhere: Option<Rc<dyn LayerSource>>,
+    /// Where cache mounts come from that are not here, and who wants to know which are used.
+    pub mounts: Option<Rc<dyn MountSource>>,
 }
 
 /// Layers that are neither here nor at a registry.
 pub trait LayerSource: fmt::Debug {
     /// Brings a layer, or a compressed form of it, into the root. `false`: it does not have it, or cannot give it.
     fn bring(&self, diff_id: DiffId) -> LocalBoxFuture<'_, bool>;
+}
+
+/// Cache mounts of other hosts.
+pub trait MountSource: fmt::Debug {
+    /// Makes what belongs into `directory`, the kept directory of a new cache mount (see
+    /// [`MountDirectory`](crate::kept::MountDirectory)), complete or not at all. `false`: it has none of this name.
+    fn fill<'a>(&'a self, name: &'a [u8], directory: &'a Path) -> LocalBoxFuture<'a, bool>;
+
+    /// A step that runs has the cache mount.
+    fn used(&self, mount: UsedMount);
+}
+
+/// A cache mount that a step has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UsedMount {
+    /// Its name in the store.
+    pub name: Vec<u8>,
+    /// Its `id`.
+    pub id: String,
+    /// Nobody else has it meanwhile.
+    pub exclusive: bool,
 }
 
 /// Runs the ops of one build.
@@ -98,6 +121,8 @@ pub struct Worker {
     /// Layers that stand for many.
     flattened: RefCell<HashMap<Vec<DiffId>, DiffId>>,
     kept: RefCell<Option<Kept>>,
+    /// Layers that file ops made.
+    file_layers: RefCell<HashSet<DiffId>>,
 }
 
 /// A local source, and what a selector picked of it.
@@ -117,7 +142,7 @@ impl fmt::Debug for Worker {
 impl Worker {
     /// A worker for one build. Images are found through `images`; what steps print goes to `events`.
     pub fn new(root: Root, options: Options, images: Rc<Images>, events: Rc<dyn Fn(Event)>) -> Self {
-        let (walks, flattened, kept) = Default::default();
+        let (walks, flattened, kept, file_layers) = Default::default();
         Self {
             root,
             options,
@@ -128,6 +153,7 @@ impl Worker {
             walks,
             flattened,
             kept,
+            file_layers,
         }
     }
 
@@ -181,10 +207,14 @@ impl Worker {
         })
     }
 
-    /// The lower layers of a snapshot whose layers are here.
-    pub(crate) async fn lowers(&self, mut layers: Vec<DiffId>) -> Result<Vec<Lower>, WorkerError> {
+    /// The lower layers of a snapshot whose layers are here, with other times where `times` says so.
+    pub(crate) async fn lowers(
+        &self,
+        mut layers: Vec<DiffId>,
+        mut times: Times,
+    ) -> Result<Vec<Lower>, WorkerError> {
         while layers.len() > MOST_LAYERS {
-            self.merge_lowest(&mut layers, FLATTENED).await?;
+            self.merge_lowest(&mut layers, &mut times, FLATTENED).await?;
         }
         if !self.keeps_changes() {
             let mut deleting = None;
@@ -194,27 +224,60 @@ impl Worker {
                 }
             }
             if let Some(last) = deleting {
-                self.merge_lowest(&mut layers, last + 1).await?;
+                self.merge_lowest(&mut layers, &mut times, last + 1).await?;
             }
         }
         let mounter = self.mounter();
-        if mounter.is_quick(&layers) {
-            return Ok(mounter.lowers(&layers)?);
+        if times.is_empty() && mounter.is_quick(&layers) {
+            return Ok(mounter.lowers(&layers, &times)?);
         }
-        Ok(pool::spawn(move || mounter.lowers(&layers)).await??)
+        Ok(pool::spawn(move || mounter.lowers(&layers, &times)).await??)
+    }
+
+    /// Whether a file op made the layer, as far as this build has come across it.
+    pub(crate) fn is_of_file_op(&self, layer: &DiffId) -> bool {
+        self.file_layers.borrow().contains(layer)
+    }
+
+    pub(crate) fn note_file_layer(&self, layer: DiffId) {
+        self.file_layers.borrow_mut().insert(layer);
     }
 
     /// Puts one layer in the place of the lowest `count`.
-    async fn merge_lowest(&self, layers: &mut Vec<DiffId>, count: usize) -> Result<(), WorkerError> {
+    async fn merge_lowest(
+        &self,
+        layers: &mut Vec<DiffId>,
+        times: &mut Times,
+        count: usize,
+    ) -> Result<(), WorkerError> {
         let lowest = layers[..count].to_vec();
         let known = self.flattened.borrow().get(&lowest).copied();
         let flat = match known {
             Some(flat) => flat,
             None => self.flatten(&lowest).await?,
         };
+        if lowest.iter().any(|layer| times.contains_key(layer)) {
+            let merged = self.merged_times(&lowest, times)?;
+            times.insert(flat, merged);
+        }
         self.flattened.borrow_mut().insert(lowest, flat);
         layers.splice(..count, [flat]);
         Ok(())
+    }
+
+    /// The times in one layer that shows what `layers` show over each other: each path has that of the topmost one.
+    fn merged_times(&self, layers: &[DiffId], times: &Times) -> Result<HashMap<BString, i64>, WorkerError> {
+        let mut merged = HashMap::new();
+        for layer in layers {
+            let own = times.get(layer);
+            for entry in self.root.layers().index(layer)?.entries() {
+                match own.and_then(|own| own.get(&entry.path)) {
+                    Some(time) => merged.insert(entry.path.clone(), *time),
+                    None => merged.remove(&entry.path),
+                };
+            }
+        }
+        Ok(merged)
     }
 
     pub(crate) fn emit(&self, event: Event) {
@@ -475,7 +538,12 @@ impl Runner for Worker {
                 (Some(source @ (Source::Git { .. } | Source::Http { .. })), _) => {
                     self.load_remote(&job, source).await
                 }
-                (_, Some(layers)) => self.load_layers(&job, layers).await,
+                (_, Some(layers)) => {
+                    if matches!(job.vertex.op, Op::File(_)) {
+                        self.file_layers.borrow_mut().extend(layers.layers.iter().map(|layer| layer.diff_id));
+                    }
+                    self.load_layers(&job, layers).await
+                }
                 (_, None) => unreachable!("images and steps say which layers they have"),
             }
         }
@@ -485,7 +553,11 @@ impl Runner for Worker {
     fn run<'a>(&'a self, job: Job<'a>, task: Task<'a>) -> LocalBoxFuture<'a, Result<Outcome, WorkerError>> {
         async move {
             match &job.vertex.op {
-                Op::File(file) => self.run_file(&job, &task, file).await,
+                Op::File(file) => {
+                    let outcome = self.run_file(&job, &task, file).await?;
+                    self.note_file_layer(outcome.layer);
+                    Ok(outcome)
+                }
                 Op::Exec(exec) => self.run_exec(&job, &task, exec).await,
                 Op::Source(_) | Op::Merge | Op::Diff => unreachable!("only file ops and processes are run"),
             }

@@ -1,19 +1,26 @@
 //! What of a build goes into a cache, and the transfer to all of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use image::{ContentDigest, DiffId};
+use image::{ContentDigest, Descriptor, DiffId, Reference};
 use solver::record::{Record, SnapshotLayer};
+use store::archive::OciLayout;
+use store::pool;
 use store::registry::Client;
 use store::root::Root;
+use store::temp::WorkDir;
+use worker::UsedMount;
 
 use super::CacheError;
 use super::backends::{Sent, local, registry};
 use super::format::{CacheIndex, CachedStep};
 use super::import::Imports;
+use super::mounts::index::{CachedMount, MAX_BLOB, MountIndex};
+use super::mounts::save::{self, name_of};
 use super::options::{CacheTo, Mode, Target};
-use super::session::Used;
+use super::session::{self, Used};
 use crate::failure::{Class, Failure};
 use crate::progress::Handle;
 
@@ -30,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) index: CacheIndex,
     /// Layers that are to be there, those of results first.
     pub(crate) layers: Vec<DiffId>,
+    /// Other blobs that are to be there, as files: of cache mounts. The index lists them already.
+    pub(crate) files: Vec<(Descriptor, PathBuf)>,
 }
 
 impl Plan {
@@ -38,7 +47,7 @@ impl Plan {
     /// Layers of base images do not go: whoever builds on them finds them where they are. With `weigh`, a layer that no
     /// result has is left out if it takes longer to fetch than to make.
     pub(crate) fn new(root: &Root, used: &Used, results: &[SnapshotLayer], mode: Mode, weigh: bool) -> Self {
-        let mut plan = Self { index: index(root, used), layers: Vec::new() };
+        let mut plan = Self { index: index(root, used), ..Self::default() };
         let mut seen = HashSet::new();
         let made = results.iter().filter(|layer| layer.created.is_some()).map(|layer| layer.diff_id);
         plan.layers.extend(made.filter(|layer| seen.insert(*layer)));
@@ -62,7 +71,7 @@ pub(crate) fn index(root: &Root, used: &Used) -> CacheIndex {
             });
         (*key, CachedStep { step, stored, name, record: record.clone() })
     });
-    CacheIndex { steps: steps.collect(), memo: used.memo.clone(), layers: Vec::new() }
+    CacheIndex { steps: steps.collect(), memo: used.memo.clone(), ..CacheIndex::default() }
 }
 
 fn is_worth_it(record: &Record) -> bool {
@@ -83,6 +92,7 @@ pub(crate) async fn export(
     client: &Client,
     imports: &Imports,
     caches: &[CacheTo],
+    named: &BTreeSet<UsedMount>,
     used: &Used,
     results: &[SnapshotLayer],
     progress: &Handle,
@@ -97,7 +107,12 @@ pub(crate) async fn export(
             Target::Inline => continue,
         };
         let task = progress.task(&format!("exporting cache to {kind}"));
-        let plan = Plan::new(root, used, results, to.mode, to.weigh);
+        let mut plan = Plan::new(root, used, results, to.mode, to.weigh);
+        // Holds the files until they are sent.
+        let saved = add_mounts(root, client, imports, to, named, &mut plan).await;
+        if let Err(error) = &saved {
+            tracing::warn!("could not export cache mounts to {}: {error}", to.name());
+        }
         let written: Result<Sent, CacheError> = match &to.target {
             Target::Registry { reference, insecure } => {
                 let registry = insecure.then_some(reference.registry.as_str());
@@ -128,6 +143,81 @@ pub(crate) async fn export(
     }
     all.seconds = begin.elapsed().as_secs_f64();
     Ok(all)
+}
+
+/// Adds cache mounts to what goes: those that steps of this build had, and of those that its steps name (`named`) such as
+/// the cache lacks.
+async fn add_mounts(
+    root: &Root,
+    client: &Client,
+    imports: &Imports,
+    to: &CacheTo,
+    named: &BTreeSet<UsedMount>,
+    plan: &mut Plan,
+) -> Result<Option<WorkDir>, CacheError> {
+    let Some(max) = to.mounts else { return Ok(None) };
+    let there = Existing::open(root, client, &to.target).await;
+    let known: &[CachedMount] = there.as_ref().map_or(&[], |there| &there.index.mounts);
+    let mut changed = imports.used_mounts();
+    let lacks = |mount: &&UsedMount| !known.iter().any(|other| other.name == name_of(&mount.name));
+    let missing: Vec<UsedMount> = named.iter().filter(lacks).cloned().collect();
+    changed.extend(missing);
+    let mut with_index = Vec::new();
+    for mount in changed {
+        let before = known.iter().find(|other| other.name == name_of(&mount.name));
+        let index = match (&there, before) {
+            (Some(there), Some(before)) => there.mount_index(client, before).await,
+            _ => None,
+        };
+        with_index.push((mount, index));
+    }
+    let (job_root, known, now) = (root.clone(), known.to_vec(), session::now());
+    let saved = pool::spawn(move || save::save(&job_root, &with_index, &known, max, now)).await??;
+    plan.index.mounts = saved.mounts;
+    plan.files = saved.new;
+    Ok(saved.work)
+}
+
+/// A cache that is there already, where another is to be written.
+struct Existing<'a> {
+    index: CacheIndex,
+    at: At<'a>,
+}
+
+enum At<'a> {
+    Registry(&'a Reference),
+    Layout(OciLayout),
+}
+
+impl<'a> Existing<'a> {
+    /// `None`: there is none, or none that can be read.
+    async fn open(root: &Root, client: &Client, target: &'a Target) -> Option<Self> {
+        match target {
+            Target::Registry { reference, insecure } => {
+                let client = crate::registry::insecure(
+                    client.clone(),
+                    insecure.then_some(reference.registry.as_str()),
+                );
+                let index = registry::read(&client, reference).await.ok()?;
+                Some(Self { index, at: At::Registry(reference) })
+            }
+            Target::Local { dest, tag, .. } => {
+                let (layout, index) = local::read(root, dest, tag, None).ok()?;
+                Some(Self { index, at: At::Layout(layout) })
+            }
+            Target::Inline => None,
+        }
+    }
+
+    async fn mount_index(&self, client: &Client, mount: &CachedMount) -> Option<MountIndex> {
+        let bytes = match &self.at {
+            At::Registry(reference) => {
+                client.blob_bytes(reference, &mount.index, MAX_BLOB).await.ok()?.to_vec()
+            }
+            At::Layout(layout) => layout.blob_bytes(&mount.index, MAX_BLOB).ok()?,
+        };
+        MountIndex::from_bytes(&bytes).ok()
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use solver::record::{Record, RecordedInput};
 use store::compress::{Algorithm, Compression, Decoder, compress_layer};
 use store::push::Artifact;
 
+use super::mounts::index::CachedMount;
+
 /// The media type of the config blob.
 pub(crate) const CONFIG_TYPE: &str = "application/vnd.buildkit.cacheconfig.v0";
 /// The field of an image config that holds an inline cache.
@@ -44,6 +46,8 @@ pub(crate) struct CacheIndex {
     pub(crate) memo: BTreeMap<(ResultDigest, ContentDigest), ContentDigest>,
     /// Layers that the cache has, as which blobs.
     pub(crate) layers: Vec<(DiffId, Descriptor)>,
+    /// Cache mounts that it has.
+    pub(crate) mounts: Vec<CachedMount>,
 }
 
 /// A step of a [`CacheIndex`].
@@ -86,6 +90,8 @@ struct Config {
     records: Vec<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rbuild: Option<String>,
+    #[serde(default, rename = "rbuildMounts", skip_serializing_if = "Vec::is_empty")]
+    mounts: Vec<CachedMount>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,6 +181,7 @@ impl CacheIndex {
             layers: self.layers.iter().map(layer).collect(),
             records: Vec::new(),
             rbuild: Some(self.to_text()),
+            mounts: self.mounts.clone(),
         };
         serde_json::to_vec(&config).expect("a config has string keys only")
     }
@@ -183,7 +190,8 @@ impl CacheIndex {
     pub(crate) fn from_config(bytes: &[u8]) -> Result<Self, FormatError> {
         let config: Config = serde_json::from_slice(bytes)?;
         let mut index = Self::from_text(&config.rbuild.ok_or(FormatError::Foreign)?)?;
-        if config.layers.len() > MAX_ENTRIES {
+        let packs = config.mounts.iter().map(|mount| mount.packs.len() + 1).sum::<usize>();
+        if config.layers.len() > MAX_ENTRIES || packs > MAX_ENTRIES {
             return Err(FormatError::TooBig);
         }
         let layers = config.layers.into_iter().filter_map(|layer| {
@@ -191,6 +199,7 @@ impl CacheIndex {
             Some((diff_id, Descriptor::new(&media_type, layer.blob, size)))
         });
         index.layers = layers.collect();
+        index.mounts = config.mounts;
         Ok(index)
     }
 
@@ -276,7 +285,7 @@ impl CacheIndex {
         Ok(Self {
             steps: records.steps.into_iter().map(step).collect(),
             memo: memo.collect(),
-            layers: Vec::new(),
+            ..Self::default()
         })
     }
 
@@ -295,7 +304,8 @@ impl CacheIndex {
             let annotations = BTreeMap::from([(UNCOMPRESSED.to_owned(), diff_id.to_string())]);
             Descriptor { annotations, ..blob.clone() }
         });
-        let mut listed: Vec<Descriptor> = listed.collect();
+        let mounts = self.mounts.iter().flat_map(|mount| [&mount.index].into_iter().chain(&mount.packs));
+        let mut listed: Vec<Descriptor> = listed.chain(mounts.cloned()).collect();
         let config = self.to_config();
         let descriptor = Descriptor::of(CONFIG_TYPE, &config);
         let (kind, bytes) = if image_manifest {

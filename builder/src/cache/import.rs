@@ -3,9 +3,10 @@
 //! What an imported record says is a claim of whoever wrote that cache, which is why caches are read only when they are
 //! named, a record of this host is never replaced by one, and a layer is known to be what it should be when it is here.
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,12 +25,15 @@ use store::record::NewRecord;
 use store::registry::Client;
 use store::root::Root;
 use tokio::sync::OnceCell;
-use worker::LayerSource;
+use worker::{LayerSource, MountSource, UsedMount};
 
 use super::CacheError;
 use super::backends::{local, registry};
 use super::format::{CacheIndex, CachedStep};
-use super::options::CacheFrom;
+use super::mounts::index::MAX_BLOB;
+use super::mounts::load;
+use super::mounts::save::name_of;
+use super::options::{CacheFrom, Origin};
 use crate::progress::Handle;
 
 /// The caches that a build may take from.
@@ -41,6 +45,10 @@ pub(crate) struct Imports {
     loaded: OnceCell<Vec<Import>>,
     /// Seconds that reading the indexes took.
     seconds: Cell<f64>,
+    /// Cache mounts that steps had.
+    mounts: RefCell<BTreeSet<UsedMount>>,
+    /// Bytes of cache mounts that were fetched, and seconds that took.
+    fetched: Cell<(u64, f64)>,
 }
 
 /// A cache whose index was read.
@@ -49,6 +57,8 @@ struct Import {
     index: CacheIndex,
     blobs: HashMap<DiffId, Descriptor>,
     place: Place,
+    /// Cache mounts are to be taken from it.
+    mounts: bool,
 }
 
 /// Where the blobs of a cache are.
@@ -66,7 +76,8 @@ impl fmt::Debug for Imports {
 impl Imports {
     /// Nothing is read yet.
     pub(crate) fn new(root: Root, client: Client, from: Vec<CacheFrom>, progress: Handle) -> Self {
-        Self { root, client, from, progress, loaded: OnceCell::new(), seconds: Cell::new(0.0) }
+        let (loaded, seconds, mounts, fetched) = Default::default();
+        Self { root, client, from, progress, loaded, seconds, mounts, fetched }
     }
 
     /// Whether there are any.
@@ -77,6 +88,16 @@ impl Imports {
     /// What reading them took so far, seconds.
     pub(crate) fn seconds(&self) -> f64 {
         self.seconds.get()
+    }
+
+    /// Cache mounts that steps had so far.
+    pub(crate) fn used_mounts(&self) -> BTreeSet<UsedMount> {
+        self.mounts.borrow().clone()
+    }
+
+    /// Bytes of cache mounts that were fetched, and seconds that took.
+    pub(crate) fn fetched_mounts(&self) -> (u64, f64) {
+        self.fetched.get()
     }
 
     /// The record of `key` in the first cache that has it, and when it was recorded. Where its layer is, is remembered here.
@@ -125,7 +146,7 @@ impl Imports {
         match self.read(from).await {
             Ok((index, place)) => {
                 task.done();
-                Some(Import { name, blobs: index.blobs(), index, place })
+                Some(Import { name, blobs: index.blobs(), index, place, mounts: from.mounts })
             }
             Err(error) => {
                 // The first build of all finds no cache.
@@ -141,12 +162,12 @@ impl Imports {
     }
 
     async fn read(&self, from: &CacheFrom) -> Result<(CacheIndex, Place), CacheError> {
-        match from {
-            CacheFrom::Registry { reference, .. } => {
+        match &from.origin {
+            Origin::Registry { reference, .. } => {
                 let index = registry::read(&self.client, reference).await?;
                 Ok((index, Place::Registry(reference.clone())))
             }
-            CacheFrom::Local { src, tag, digest } => {
+            Origin::Local { src, tag, digest } => {
                 let (layout, index) = local::read(&self.root, src, tag, digest.as_ref())?;
                 Ok((index, Place::Layout(Arc::new(layout))))
             }
@@ -213,6 +234,59 @@ impl Imports {
             }
         }
         false
+    }
+}
+
+impl Imports {
+    async fn fill_mount(&self, name: &[u8], directory: &Path) -> bool {
+        if !self.from.iter().any(|from| from.mounts) {
+            return false;
+        }
+        let name = name_of(name);
+        let imports = self.loaded().await.iter().filter(|import| import.mounts);
+        let found = imports.filter_map(|import| {
+            let mount = import.index.mounts.iter().find(|mount| mount.name == name)?;
+            Some((import, mount))
+        });
+        let Some((import, mount)) = found.max_by_key(|(_, mount)| mount.used) else { return false };
+        let task = self.progress.task(&format!("importing cache mount {}", mount.id));
+        let begin = Instant::now();
+        let loaded = load::load(&self.root, mount, directory, |blob| self.mount_blob(import, blob)).await;
+        let bytes = mount.index.size + mount.packs.iter().map(|pack| pack.size).sum::<u64>();
+        let (bytes_before, seconds) = self.fetched.get();
+        self.fetched.set((bytes_before + bytes, seconds + begin.elapsed().as_secs_f64()));
+        match loaded {
+            Ok(()) => task.done(),
+            Err(error) => {
+                // It begins empty, as it does where there is no cache.
+                let message =
+                    format!("could not import cache mount {} from {}: {error}", mount.id, import.name);
+                tracing::warn!("{message}");
+                task.failed(&message);
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn mount_blob(&self, import: &Import, blob: Descriptor) -> Result<bytes::Bytes, CacheError> {
+        match &import.place {
+            Place::Registry(reference) => Ok(self.client.blob_bytes(reference, &blob, MAX_BLOB).await?),
+            Place::Layout(layout) => {
+                let layout = layout.clone();
+                Ok(pool::spawn(move || layout.blob_bytes(&blob, MAX_BLOB)).await??.into())
+            }
+        }
+    }
+}
+
+impl MountSource for Imports {
+    fn fill<'a>(&'a self, name: &'a [u8], directory: &'a Path) -> LocalBoxFuture<'a, bool> {
+        self.fill_mount(name, directory).boxed_local()
+    }
+
+    fn used(&self, mount: UsedMount) {
+        self.mounts.borrow_mut().insert(mount);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An exported cache is a small index ([`format`]: records of steps, what selectors picked, where layers are) and the
 //! layers as blobs. [`import`] reads the index when the first step misses here, and brings a layer only when something
-//! reads it. [`export`] decides what goes; the [`backends`] move it. [`session`] is what the solver sees: the cache of
+//! reads it. Directories of cache mounts go in [`mounts`] if that is asked for. [`export`] decides what goes; the [`backends`] move it. [`session`] is what the solver sees: the cache of
 //! this host, then the imported ones.
 //!
 //! A cache saves work. One that cannot be read is told of and else ignored; one that cannot be written fails the build
@@ -12,6 +12,7 @@ pub(crate) mod backends;
 pub(crate) mod export;
 pub(crate) mod format;
 pub(crate) mod import;
+pub(crate) mod mounts;
 pub(crate) mod options;
 pub(crate) mod session;
 
@@ -45,6 +46,9 @@ pub(crate) enum CacheError {
     /// The store of this host.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A cache mount could not be read or written.
+    #[error(transparent)]
+    Mount(#[from] worker::error::WorkerError),
     /// A job died.
     #[error(transparent)]
     Panicked(#[from] store::pool::Panicked),

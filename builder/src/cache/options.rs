@@ -7,14 +7,25 @@ use image::{Digest, Reference};
 use store::compress::{Algorithm, Compression};
 
 use crate::failure::Failure;
-use crate::request::{csv, parse_bool};
+use crate::request::{csv, parse_bool, parse_size};
 
 /// The tag of a local cache that is given none.
 const DEFAULT_TAG: &str = "latest";
 
+/// Cache mounts take up to so much in a cache, bytes before compression, if nothing else is said.
+const MOUNTS_MAX: u64 = 4 << 30;
+
 /// One `--cache-from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CacheFrom {
+pub(crate) struct CacheFrom {
+    pub(crate) origin: Origin,
+    /// Take its cache mounts as well.
+    pub(crate) mounts: bool,
+}
+
+/// Where a cache comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
     /// A cache, or an image with one inside, at a registry.
     Registry { reference: Reference, insecure: bool },
     /// One in an OCI layout.
@@ -37,6 +48,8 @@ pub(crate) struct CacheTo {
     pub(crate) image_manifest: bool,
     /// Leave out layers that take longer to fetch than to make.
     pub(crate) weigh: bool,
+    /// Cache mounts go as well, up to so many bytes before compression.
+    pub(crate) mounts: Option<u64>,
 }
 
 /// Where a cache goes.
@@ -70,14 +83,14 @@ impl CacheFrom {
     /// Reads one flag.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         let mut fields = Fields::parse("--cache-from", text)?;
-        let from = match fields.kind.as_str() {
-            "registry" => Self::Registry {
+        let origin = match fields.kind.as_str() {
+            "registry" => Origin::Registry {
                 reference: fields.reference()?,
                 insecure: fields.flag("registry.insecure", false)?,
             },
             "local" => {
                 let digest = fields.take("digest").map(|digest| digest.parse()).transpose();
-                Self::Local {
+                Origin::Local {
                     src: fields.need("src")?.into(),
                     tag: fields.take("tag").unwrap_or_else(|| DEFAULT_TAG.to_owned()),
                     digest: digest.map_err(|error| fields.invalid(&format!("{error}")))?,
@@ -88,15 +101,16 @@ impl CacheFrom {
             }
             _ => return Err(fields.unknown_type(&["registry", "local"])),
         };
+        let mounts = fields.flag("mounts", false)?;
         fields.end()?;
-        Ok(from)
+        Ok(Self { origin, mounts })
     }
 
     /// Its name in messages.
     pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Registry { reference, .. } => reference.familiar(),
-            Self::Local { src, .. } => src.display().to_string(),
+        match &self.origin {
+            Origin::Registry { reference, .. } => reference.familiar(),
+            Origin::Local { src, .. } => src.display().to_string(),
         }
     }
 }
@@ -143,6 +157,11 @@ impl CacheTo {
             Some("off") => false,
             Some(_) => return Err(fields.invalid("cost is on or off")),
         };
+        let max = fields.take("mounts-max").map(|text| parse_size("mounts-max", &text)).transpose()?;
+        let mounts = fields.flag("mounts", false)?.then_some(max.unwrap_or(MOUNTS_MAX));
+        if mounts.is_some() && target == Target::Inline {
+            return Err(fields.invalid("an image has no room for cache mounts: use another type"));
+        }
         let to = Self {
             target,
             mode,
@@ -153,6 +172,7 @@ impl CacheTo {
             oci,
             image_manifest,
             weigh,
+            mounts,
         };
         fields.end()?;
         Ok(to)
@@ -245,14 +265,16 @@ mod tests {
 
     #[test]
     fn caches_to_read_are_named_or_described() {
-        let registry = |text: &str| CacheFrom::Registry {
-            reference: text.parse::<Reference>().unwrap().with_default_tag(),
-            insecure: false,
+        let from = |origin| CacheFrom { origin, mounts: false };
+        let registry = |text: &str| {
+            let reference = text.parse::<Reference>().unwrap().with_default_tag();
+            from(Origin::Registry { reference, insecure: false })
         };
         assert_eq!(CacheFrom::parse("example.com/a:b").unwrap(), registry("example.com/a:b"));
         assert_eq!(CacheFrom::parse("type=registry,ref=a").unwrap(), registry("a:latest"));
         let local = CacheFrom::parse("type=local,src=/c,tag=x").unwrap();
-        assert_eq!(local, CacheFrom::Local { src: "/c".into(), tag: "x".to_owned(), digest: None });
+        assert_eq!(local, from(Origin::Local { src: "/c".into(), tag: "x".to_owned(), digest: None }));
+        assert!(CacheFrom::parse("type=registry,ref=a,mounts=true").unwrap().mounts);
         for bad in [
             "",
             "ref=a",
@@ -282,6 +304,9 @@ mod tests {
         assert_eq!(full.mode, Mode::Max);
         assert!(!to("type=registry,ref=a,oci-mediatypes=false").image_manifest);
         assert_eq!(to("type=inline,mode=max").mode, Mode::Min);
+        assert_eq!(plain.mounts, None);
+        assert_eq!(to("type=registry,ref=a,mounts=true").mounts, Some(MOUNTS_MAX));
+        assert_eq!(to("type=registry,ref=a,mounts=true,mounts-max=1g").mounts, Some(1 << 30));
         for bad in [
             "type=registry,ref=a,mode=all",
             "type=registry,ref=a,compression=lzma",
@@ -291,6 +316,8 @@ mod tests {
             "type=registry,ref=a,ignore-error=perhaps",
             "type=local",
             "type=inline,dest=x",
+            "type=inline,mounts=true",
+            "type=registry,ref=a,mounts-max=much",
         ] {
             assert!(CacheTo::parse(bad).is_err(), "{bad:?}");
         }

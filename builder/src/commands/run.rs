@@ -69,6 +69,7 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         keep_failed: None,
         elsewhere: None,
+        mounts: None,
         no_steps: session.no_steps.clone(),
     };
     let worker = Worker::new(root.clone(), options, images, Rc::new(|_| {}));

@@ -100,6 +100,7 @@ fn kept(
         no_steps: session.no_steps.clone(),
         keep_failed: None,
         elsewhere: None,
+        mounts: None,
     };
     let worker = Worker::new(root, options, images, Rc::new(|_| {}));
     let code = session.runtime()?.block_on(async {

@@ -165,8 +165,13 @@ impl Files {
 
     /// Reads and verifies a document; `None`: it is not there.
     pub fn blob_document(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ArchiveError> {
+        self.blob_bytes(descriptor, MAX_DOCUMENT)
+    }
+
+    /// A blob of no more than `limit` bytes, verified.
+    pub fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Option<Vec<u8>>, ArchiveError> {
         let name = || blob_path(descriptor);
-        if descriptor.size > MAX_DOCUMENT {
+        if descriptor.size > limit {
             return Err(ArchiveError::Format(format!("{} is too long", name())));
         }
         let Some(mut blob) = self.blob(descriptor)? else { return Ok(None) };

@@ -271,6 +271,11 @@ impl OciLayout {
         self.files.blob_document(descriptor)?.ok_or_else(missing)
     }
 
+    /// Reads any blob that is no longer than `limit`, verified, without storing it.
+    pub fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, ArchiveError> {
+        self.files.blob_bytes(descriptor, limit)?.ok_or_else(|| ArchiveError::Missing(blob_path(descriptor)))
+    }
+
     /// Brings a layer into the root, verified, from the blob that is said to be it. `false`: the blob is not there.
     pub fn bring_layer(
         &self,

@@ -255,3 +255,51 @@ fn what_is_known_here_is_not_replaced() {
     assert!(!again.stderr.contains("importing cache manifest"), "{again}");
     assert_eq!(image_id(&env), before);
 }
+
+#[test]
+fn cache_mounts_travel_and_sources_keep_their_times() {
+    let (registry, base) = registry();
+    // What make does: a product is made again where its source is newer.
+    let dockerfile = "FROM $BASE\nCOPY dir /src\nRUN --mount=type=cache,target=/out \
+        for f in b sub/c; do o=/out/$(basename $f).o; \
+          if [ ! -e $o ] || [ /src/$f -nt $o ]; then echo built $f; cp /src/$f $o; fi; done\n\
+        RUN --mount=type=cache,target=/out --mount=type=bind,source=dir,target=/bound \
+          stat -c '%Y %n' /bound/b /src/b /out/b.o /out/c.o && touch /x\n";
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let local = format!("dest={}", dir.path().display());
+    let remote = format!("ref={}/cache/mounts", registry.address());
+    for (kind, to, from) in
+        [("local", local.clone(), local.replace("dest=", "src=")), ("registry", remote.clone(), remote)]
+    {
+        let (a, context) = host(&base, kind, dockerfile);
+        let to = format!("type={kind},{to},mode=max,mounts=true,ignore-error=false");
+        let built = a.rbuild(["build", "--cache-to", &to, &context]).ok();
+        assert!(built.stderr.contains("built b") && built.stderr.contains("built sub/c"), "{built}");
+
+        // On an empty builder, checked out later, one file is another.
+        let (b, context) = host(&base, kind, dockerfile);
+        let path = Path::new(&context);
+        for file in ["dir/b", "dir/sub/c"] {
+            let text = std::fs::read_to_string(path.join(file)).expect("a file can be read");
+            std::fs::write(path.join(file), text).expect("a file can be written");
+        }
+        std::fs::write(path.join("dir/b"), "other").expect("a file can be written");
+        let from = format!("type={kind},{from}");
+        let plain = b.rbuild(["build", "--cache-from", &from, "--no-cache", "-t", "plain", &context]).ok();
+        assert!(plain.stderr.contains("built sub/c"), "{plain}");
+        let b = TestEnv::new();
+        let from = format!("{from},mounts=true");
+        let built =
+            b.rbuild(["build", "--iidfile", "iid", "--cache-from", &from, "--cache-to", &to, &context]).ok();
+        assert!(built.stderr.contains("importing cache mount /out"), "{built}");
+        assert!(built.stderr.contains("built b") && !built.stderr.contains("built sub/c"), "{built}");
+        // In layers files have the times that they have in the context.
+        let _ = b.rbuild(["build", "--output", "out", &context]).ok();
+        let time =
+            |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).expect("it is there");
+        let seconds = |time: std::time::SystemTime| {
+            time.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+        };
+        assert_eq!(seconds(time(&b.work().join("out/src/sub/c"))), seconds(time(&path.join("dir/sub/c"))));
+    }
+}

@@ -9,4 +9,4 @@ pub mod overlay;
 pub mod scratch;
 pub(crate) mod special;
 
-pub use mounter::{MountError, Mounter};
+pub use mounter::{MountError, Mounter, Times};

@@ -10,6 +10,8 @@
 //! mounts/<hex>[.<settled>]/files/     the layer as a directory, or the upper directory that it was made of
 //! mounts/<hex>[.<settled>]/epoch      when it was written: bytes of another epoch may be lost
 //! ```
+//!
+//! A step may be shown other modification times than a layer has ([`Times`]); then `<settled>` names them as well.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +21,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bstr::BString;
 use image::layer::settle::settle;
 use image::layer::{Data, Entry, Kind, LayerIndex, LayerWriter};
 use image::{ChainId, ContentDigest, DiffId};
@@ -61,11 +64,14 @@ pub enum MountError {
     },
 }
 
+/// Modification times that are shown in place of those in layers, by layer and path.
+pub type Times = HashMap<DiffId, HashMap<BString, i64>>;
+
 /// Makes layers ready for overlayfs.
 pub trait Mounter: fmt::Debug + Send + Sync {
     /// The lower layers of an overlayfs that shows `layers`, bottom first as these are; fewer where some show nothing.
     /// The layers must be in the store and leased as long as the result is used.
-    fn lowers(&self, layers: &[DiffId]) -> Result<Vec<Lower>, MountError>;
+    fn lowers(&self, layers: &[DiffId], times: &Times) -> Result<Vec<Lower>, MountError>;
 
     /// Whether [`Mounter::lowers`] has next to nothing to do: all are ready, or all but the top one, which was adopted.
     fn is_quick(&self, layers: &[DiffId]) -> bool;
@@ -225,8 +231,8 @@ impl Directories {
 }
 
 impl Mounter for Directories {
-    fn lowers(&self, layers: &[DiffId]) -> Result<Vec<Lower>, MountError> {
-        self.ready.lowers(&self.root, layers, |layer| self.prepare(layer))
+    fn lowers(&self, layers: &[DiffId], times: &Times) -> Result<Vec<Lower>, MountError> {
+        self.ready.lowers(&self.root, layers, times, |layer| self.prepare(layer))
     }
 
     fn is_quick(&self, layers: &[DiffId]) -> bool {
@@ -285,8 +291,8 @@ impl InPlace {
 }
 
 impl Mounter for InPlace {
-    fn lowers(&self, layers: &[DiffId]) -> Result<Vec<Lower>, MountError> {
-        self.ready.lowers(&self.root, layers, |layer| self.prepare(layer))
+    fn lowers(&self, layers: &[DiffId], times: &Times) -> Result<Vec<Lower>, MountError> {
+        self.ready.lowers(&self.root, layers, times, |layer| self.prepare(layer))
     }
 
     fn is_quick(&self, layers: &[DiffId]) -> bool {
@@ -303,6 +309,24 @@ struct Settled {
     index: Arc<LayerIndex>,
     // Tells it from the same layer on others; `None` where they make no difference.
     suffix: Option<String>,
+}
+
+impl Settled {
+    /// The same with other times.
+    fn at(self, times: &HashMap<BString, i64>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.suffix.unwrap_or_default().as_bytes());
+        let mut entries = self.index.entries().to_vec();
+        for entry in &mut entries {
+            if let Some(mtime) = times.get(&entry.path) {
+                entry.mtime = *mtime;
+                hasher.update(&entry.path).update(b"\0").update(&mtime.to_le_bytes());
+            }
+        }
+        let index = LayerIndex::new(entries, self.index.diff_id(), self.index.tar_size())
+            .expect("an index with other times is an index");
+        Self { index: Arc::new(index), suffix: Some(hasher.finalize().to_hex()[..16].to_owned()) }
+    }
 }
 
 /// What this process has prepared, by the chain of layers up to it.
@@ -325,12 +349,15 @@ impl Ready {
         &self,
         root: &Root,
         layers: &[DiffId],
+        times: &Times,
         prepare: impl Fn(&Settled) -> Result<Lower, MountError> + Sync,
     ) -> Result<Vec<Lower>, MountError> {
         let chains: Vec<ChainId> = ChainId::each(layers).collect();
         let known: Vec<Option<Option<Lower>>> = {
             let ready = self.lowers.lock().unwrap_or_else(PoisonError::into_inner);
-            chains.iter().map(|chain| ready.get(chain).cloned()).collect()
+            let known =
+                |(layer, chain)| if times.contains_key(layer) { None } else { ready.get(chain).cloned() };
+            layers.iter().zip(&chains).map(known).collect()
         };
         // Overlayfs refuses a directory that is there twice. All that the lower of two equal layers has, the upper one
         // has as well.
@@ -358,7 +385,10 @@ impl Ready {
                 None => Settled { index, suffix: None },
             };
             below.push(layer.index.clone());
-            settled.push(layer);
+            settled.push(match times.get(&layer.index.diff_id()) {
+                Some(times) => layer.at(times),
+                None => layer,
+            });
         }
         let missing = known.iter().filter(|known| known.is_none()).count();
         let ready = |(known, layer): (Option<Option<Lower>>, &Settled)| match known {
@@ -373,7 +403,9 @@ impl Ready {
                 .install(|| known.into_par_iter().zip(&settled).map(ready).collect::<Result<_, _>>())?,
         };
         let mut ready = self.lowers.lock().unwrap_or_else(PoisonError::into_inner);
-        ready.extend(chains.into_iter().zip(lowers.iter().cloned()));
+        let plain =
+            layers.iter().zip(chains).zip(&lowers).filter(|((layer, _), _)| !times.contains_key(layer));
+        ready.extend(plain.map(|((_, chain), lower)| (chain, lower.clone())));
         Ok(shown(lowers))
     }
 }
@@ -471,7 +503,7 @@ mod tests {
         let mounter = make(root.clone());
         let chain = [nothing, base, nothing, top, base, top];
         for mounter in [&mounter, &mounter, &make(root.clone())] {
-            let lowers = mounter.lowers(&chain).unwrap();
+            let lowers = mounter.lowers(&chain, &Times::new()).unwrap();
             assert_eq!(lowers.len(), 2);
             let tree = overlay(&lowers);
             assert_eq!(open(&tree, "gone").unwrap_err(), Errno::NOENT);
@@ -482,7 +514,7 @@ mod tests {
             assert_eq!(open(&tree, "tmp").unwrap().metadata().unwrap().mode() & 0o7777, 0o1777);
             assert_eq!(open(&tree, "tmp/more").unwrap().metadata().unwrap().mode() & 0o7777, 0o640);
         }
-        assert!(make(root.clone()).lowers(&[]).unwrap().is_empty());
+        assert!(make(root.clone()).lowers(&[], &Times::new()).unwrap().is_empty());
 
         // An upper directory takes the place of its layer.
         let made = store_layer(&root, &[("from-tar", file(), 0o644, "")]);
@@ -492,18 +524,20 @@ mod tests {
         fs::write(upper.join("from-upper"), "").unwrap();
         mounter.adopt(&made, &upper).unwrap();
         assert!(!upper.exists());
-        let Lower::Directory(path) = &mounter.lowers(&[base, made]).unwrap()[1] else {
+        let Lower::Directory(path) = &mounter.lowers(&[base, made], &Times::new()).unwrap()[1] else {
             panic!("it was adopted")
         };
         assert!(path.join("from-upper").exists());
         // After a crash it is not trusted.
         fs::write(path.parent().unwrap().join("epoch"), "another").unwrap();
-        let tree = overlay(&make(root.clone()).lowers(&[base, made]).unwrap());
+        let tree = overlay(&make(root.clone()).lowers(&[base, made], &Times::new()).unwrap());
         open(&tree, "from-tar").unwrap();
         assert_eq!(open(&tree, "from-upper").unwrap_err(), Errno::NOENT);
 
         let unknown = DiffId(image::Digest::of(b"unknown"));
-        assert!(matches!(mounter.lowers(&[unknown]), Err(MountError::Store(error)) if error.is_missing()));
+        assert!(
+            matches!(mounter.lowers(&[unknown], &Times::new()), Err(MountError::Store(error)) if error.is_missing())
+        );
     }
 
     #[test]
@@ -530,13 +564,13 @@ mod tests {
             return;
         }
         let layer = store_layer(&root, &[("a", Kind::Fifo, 0o600, "")]);
-        InPlace::new(root.clone()).lowers(&[layer]).unwrap();
+        InPlace::new(root.clone()).lowers(&[layer], &Times::new()).unwrap();
         let path = root.layers().erofs_path(&layer);
         let mut bytes = fs::read(&path).unwrap();
         let whole = bytes.clone();
         bytes[1600] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        InPlace::new(root.clone()).lowers(&[layer]).unwrap();
+        InPlace::new(root.clone()).lowers(&[layer], &Times::new()).unwrap();
         assert!(fs::read(&path).unwrap() == whole);
     }
 

@@ -74,17 +74,20 @@ pub(crate) async fn write(
     let blobs: Vec<Option<Blob>> = try_join_all(work).await?;
     let mut sent = Sent::default();
     for (descriptor, _) in blobs.iter().flatten() {
-        sent.layers += 1;
-        if !oci_layout::has_blob(dest, &descriptor.digest, descriptor.size) {
-            sent.new += 1;
-            sent.bytes += descriptor.size;
-        }
+        sent.count(descriptor, !oci_layout::has_blob(dest, &descriptor.digest, descriptor.size));
+    }
+    for (descriptor, _) in &plan.files {
+        sent.count(descriptor, !oci_layout::has_blob(dest, &descriptor.digest, descriptor.size));
     }
     let descriptors: Vec<Option<Descriptor>> =
         blobs.iter().map(|blob| blob.as_ref().map(|(descriptor, _)| descriptor.clone())).collect();
     let artifact = plan.index.clone().artifact(&plan.layers, &descriptors, to.oci, to.image_manifest);
-    let files =
-        blobs.into_iter().flatten().map(|(blob, path)| (blob.digest, blob.size, path)).collect::<Vec<_>>();
+    // Of cache mounts also what stays there, so that a reset leaves it.
+    let new = plan.files.iter().map(|(blob, path)| (blob.digest, blob.size, path.clone()));
+    let listed = plan.index.mounts.iter().flat_map(|mount| [&mount.index].into_iter().chain(&mount.packs));
+    let listed = listed.map(|blob| (blob.digest, blob.size, PathBuf::new()));
+    let layers = blobs.into_iter().flatten().map(|(blob, path)| (blob.digest, blob.size, path));
+    let files = layers.chain(new).chain(listed).collect::<Vec<_>>();
     let (dest, tag) = (dest.to_owned(), tag.to_owned());
     pool::spawn(move || {
         let (kind, bytes) = &artifact.document;

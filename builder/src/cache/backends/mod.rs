@@ -4,13 +4,26 @@ pub(crate) mod inline;
 pub(crate) mod local;
 pub(crate) mod registry;
 
+use image::Descriptor;
+
 /// What a transfer came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// Layers in the cache.
+    /// Layers in the cache, and blobs of cache mounts.
     pub(crate) layers: usize,
     /// Of these, such as were not there before.
     pub(crate) new: usize,
     /// Bytes of the new ones.
     pub(crate) bytes: u64,
+}
+
+impl Sent {
+    /// Counts a blob of the cache.
+    fn count(&mut self, blob: &Descriptor, is_new: bool) {
+        self.layers += 1;
+        if is_new {
+            self.new += 1;
+            self.bytes += blob.size;
+        }
+    }
 }

@@ -1,12 +1,15 @@
 //! `type=registry`: a cache under a name at a registry, or in an image there.
 
 use std::cell::RefCell;
+use std::path::Path;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use image::manifest::{Document, media_type};
 use image::{Descriptor, DiffId, Manifest, Reference};
 use store::push::{self, Watch};
-use store::registry::{Class, Client, Progress, Pushed, RegistryError};
+use store::registry::{Body, Class, Client, Progress, Pushed, RegistryError};
 use store::root::Root;
+use worker::error::WorkerError;
 
 use super::Sent;
 use super::inline::extract;
@@ -16,6 +19,8 @@ use crate::cache::format::{CONFIG_TYPE, CacheIndex, MAX_CONFIG};
 use crate::cache::options::CacheTo;
 use crate::progress::Task;
 
+/// Blobs of cache mounts that are sent at the same time.
+const AT_ONCE: usize = 4;
 /// How many images of an index are looked into.
 const MAX_IMAGES: usize = 32;
 
@@ -79,11 +84,28 @@ pub(crate) async fn write(
 ) -> Result<Sent, CacheError> {
     let options = push::Options { compression: to.compression, force: to.force_compression, oci: to.oci };
     let watch = Shown { task, sent: RefCell::default() };
+    let uploads = plan.files.iter().map(|(blob, path)| upload(client, reference, blob, path));
+    let pushed = stream::iter(uploads).buffered(AT_ONCE).try_collect::<Vec<Pushed>>().await?;
+    for (how, (blob, _)) in pushed.iter().zip(&plan.files) {
+        watch.sent.borrow_mut().count(blob, *how != Pushed::Existed);
+    }
     push::push_artifact(root, client, &plan.layers, reference, &options, &watch, |blobs| {
         plan.index.clone().artifact(&plan.layers, blobs, to.oci, to.image_manifest)
     })
     .await?;
     Ok(watch.sent.into_inner())
+}
+
+async fn upload(
+    client: &Client,
+    reference: &Reference,
+    blob: &Descriptor,
+    path: &Path,
+) -> Result<Pushed, CacheError> {
+    let failed = |source| WorkerError::Io { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(failed)?;
+    let body = Body::Bytes(bytes.into());
+    Ok(client.push_blob(reference, blob, body, None, false, &Progress::none()).await?)
 }
 
 struct Shown<'a> {
@@ -98,11 +120,6 @@ impl Watch for Shown<'_> {
 
     fn end(&self, diff_id: &DiffId, blob: &Descriptor, how: Pushed) {
         self.task.progress(&diff_id.to_string(), blob.size, Some(blob.size), true);
-        let mut sent = self.sent.borrow_mut();
-        sent.layers += 1;
-        if how == Pushed::Uploaded {
-            sent.new += 1;
-            sent.bytes += blob.size;
-        }
+        self.sent.borrow_mut().count(blob, how == Pushed::Uploaded);
     }
 }

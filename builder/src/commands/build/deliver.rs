@@ -1,5 +1,7 @@
 //! Where the result of a build goes: outputs and caches.
 
+use std::collections::BTreeSet;
+
 use image::tree::Tree;
 use store::registry::Client;
 
@@ -27,13 +29,15 @@ impl Build<'_> {
             return Ok(Exports::default());
         }
         let mut used = Used::default();
-        let mut results = Vec::new();
+        let (mut results, mut named) = (Vec::new(), BTreeSet::new());
         for made in made {
             used.records.extend(made.used.records.clone());
             used.memo.extend(made.used.memo.clone());
             results.extend(made.layers.iter().copied());
+            named.extend(made.mounts.iter().cloned());
         }
-        cache_export::export(self.root, client, imports, caches, &used, &results, &progress.handle()).await
+        cache_export::export(self.root, client, imports, caches, &named, &used, &results, &progress.handle())
+            .await
     }
 
     /// What caches of other builders saved and what they cost, if any were asked for.
@@ -50,12 +54,16 @@ impl Build<'_> {
         );
         if !self.request.cache_from.is_empty() {
             text.push_str(&format!("; read in {:.2}s", imports.seconds()));
+            let (bytes, seconds) = imports.fetched_mounts();
+            if bytes > 0 {
+                text.push_str(&format!(", cache mounts of {:.1} MB in {seconds:.2}s", bytes as f64 / 1e6));
+            }
         }
         if !self.request.cache_to.is_empty() {
             let Exports { sent, seconds } = exports;
             let megabytes = sent.bytes as f64 / 1e6;
             text.push_str(&format!(
-                "; written in {seconds:.2}s, {} of {} layers new, {megabytes:.1} MB",
+                "; written in {seconds:.2}s, {} of {} blobs new, {megabytes:.1} MB",
                 sent.new, sent.layers
             ));
         }

@@ -9,7 +9,7 @@ mod stopped;
 mod unpacked;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,7 @@ use store::directory::Directory;
 use store::registry::Client;
 use store::root::Root;
 use store::timing::{self, Of};
+use worker::UsedMount;
 use worker::cdi::Registry;
 use worker::exec::Secret;
 use worker::source::remote::{Access, Remotes};
@@ -31,7 +32,7 @@ use super::Session;
 use crate::agent::Agents;
 use crate::build::{self, NamedContexts, Parsed};
 use crate::cache::import::Imports;
-use crate::cache::options::CacheFrom;
+use crate::cache::options::Origin;
 use crate::cache::session::Used;
 use crate::cli::BuildArgs;
 use crate::context::Context;
@@ -77,8 +78,8 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
     let root = session.open()?;
     let unpacked = Unpacked::new(root.clone());
     let runtime = session.runtime()?;
-    let insecure = request.cache_from.iter().filter_map(|from| match from {
-        CacheFrom::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
+    let insecure = request.cache_from.iter().filter_map(|from| match &from.origin {
+        Origin::Registry { reference, insecure: true } => Some(reference.registry.as_str()),
         _ => None,
     });
     let client = crate::registry::insecure(crate::registry::client(&session.places)?, insecure);
@@ -178,6 +179,8 @@ struct Made {
     epoch: Option<i64>,
     /// What its steps took from the cache and left there.
     used: Used,
+    /// Cache mounts that its steps name.
+    mounts: BTreeSet<UsedMount>,
 }
 
 impl Build<'_> {

@@ -10,7 +10,7 @@ use solver::event::Event;
 use solver::record::SnapshotLayer;
 use worker::exec::Network;
 use worker::source::resolve::Images;
-use worker::{LayerSource, Options, Worker};
+use worker::{LayerSource, MountSource, Options, Worker};
 
 use super::stopped::Stopped;
 use super::{Build, Made, seconds_now};
@@ -18,6 +18,7 @@ use crate::build::NamedContexts;
 use crate::cache::backends::inline;
 use crate::cache::export as cache_export;
 use crate::cache::import::Imports;
+use crate::cache::mounts::save;
 use crate::cache::options::Target;
 use crate::cache::session::{BuildCache, Used};
 use crate::commands::explain::Decisions;
@@ -118,7 +119,8 @@ impl Build<'_> {
         let times = epoch.is_none().then_some((self.began, now));
         image.attestations = self.attest(&converted.definition, &image, times)?;
         self.images.borrow_mut().push(image.clone());
-        Ok(Made { image, layers, epoch, used })
+        let mounts = save::named(&converted.definition);
+        Ok(Made { image, layers, epoch, used, mounts })
     }
 
     /// Whether all layers are here or at registries; those that only an imported cache has are brought here.
@@ -172,6 +174,7 @@ impl Build<'_> {
             elsewhere: imports
                 .filter(|imports| !imports.is_empty())
                 .map(|imports| imports.clone() as Rc<dyn LayerSource>),
+            mounts: imports.map(|imports| imports.clone() as Rc<dyn MountSource>),
         })
     }
 
