@@ -503,7 +503,7 @@ impl<'a, R: Runner, C: Cache> Driver<'a, R, C> {
             Miss::Ignored => Reason::NoCache,
             Miss::Lost => Reason::Evicted,
             Miss::NotFound => {
-                let previous = self.cache.previous(self.step_id(id));
+                let previous = self.cache.previous(self.step_id(id), &reads);
                 self.vertices[id.index()].earlier = previous.as_ref().map(|record| record.layer);
                 explain(previous.as_ref(), &reads)
             }

@@ -4,7 +4,7 @@
 //! Names of parts are for people and stable: `command`, `base`, `context`, `file src/main.rs`, `ARG VERSION`,
 //! `ENV PATH`, `mount /src`, `user`, `workdir`, ...
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use image::ContentDigest;
@@ -75,6 +75,20 @@ pub fn recorded_inputs(
     parts.0
 }
 
+/// Of `records`, newest first, the one that read most of what `reads` says: the fewest changes explain it. Of equals the
+/// newest.
+pub fn nearest(records: impl IntoIterator<Item = Record>, reads: &[RecordedInput]) -> Option<Record> {
+    let now: HashSet<(&str, ContentDigest)> = reads.iter().map(|read| (&*read.name, read.digest)).collect();
+    let mut best: Option<(usize, Record)> = None;
+    for record in records {
+        let equal = record.inputs.iter().filter(|input| now.contains(&(&*input.name, input.digest))).count();
+        if best.as_ref().is_none_or(|(most, _)| equal > *most) {
+            best = Some((equal, record));
+        }
+    }
+    best.map(|(_, record)| record)
+}
+
 /// Tells why a step that reads `new` is not the one `old` remembers.
 pub fn explain(old: Option<&Record>, new: &[RecordedInput]) -> Reason {
     let Some(old) = old else { return Reason::NeverBuilt };
@@ -110,7 +124,7 @@ impl fmt::Display for Reason {
         match self {
             Self::NeverBuilt => f.write_str("never built here"),
             Self::NoCache => f.write_str("the cache is not to be used"),
-            Self::Evicted => f.write_str("its result is no longer stored"),
+            Self::Evicted => f.write_str("evicted: its result is no longer stored"),
             Self::Changed(changes) => {
                 let Some(first) = changes.first() else { return f.write_str("changed") };
                 write!(f, "{first}")?;
@@ -314,7 +328,7 @@ mod tests {
             kind: MountKind::Tmpfs { size: None, readonly: false },
         };
         let cases: Vec<(&str, Vec<RecordedInput>)> = vec![
-            ("its result is no longer stored", inputs(exec(), "debian", &files)),
+            ("evicted: its result is no longer stored", inputs(exec(), "debian", &files)),
             ("base changed", inputs(exec(), "alpine", &files)),
             ("file a.c changed", inputs(exec(), "debian", &[("a.c", "9"), ("b.c", "2")])),
             ("file b.c removed", inputs(exec(), "debian", &[("a.c", "1")])),
@@ -345,6 +359,21 @@ mod tests {
             assert_eq!(explain(Some(&old), &new).to_string(), expected);
         }
         assert_eq!(explain(None, &old.inputs).to_string(), "never built here");
+    }
+
+    #[test]
+    fn the_nearest_record_explains_and_of_equals_the_newest() {
+        let files = [("a.c", "1"), ("b.c", "2")];
+        let far = record(inputs(Exec { user: "x".to_owned(), ..exec() }, "alpine", &[("a.c", "0")]));
+        let near = record(inputs(exec(), "debian", &[("a.c", "9"), ("b.c", "2")]));
+        let older = Record { created: -1, ..near.clone() };
+        let now = inputs(exec(), "debian", &files);
+        for records in [[&far, &near, &older], [&near, &older, &far], [&near, &far, &older]] {
+            let found = nearest(records.map(Clone::clone), &now).unwrap();
+            assert_eq!(found, near);
+            assert_eq!(explain(Some(&found), &now).to_string(), "file a.c changed");
+        }
+        assert_eq!(nearest([], &now), None);
     }
 
     #[test]

@@ -153,8 +153,9 @@ pub trait Cache {
     /// Drops the record of `key` if its layer still is `layer`, which is lost.
     fn forget(&self, key: CacheKey, layer: DiffId);
 
-    /// The latest record of a step, whatever its key, to tell why the step missed now.
-    fn previous(&self, step: StepId) -> Option<Record>;
+    /// The record of a step, whatever its key, that is nearest to what it reads now ([`crate::explain::nearest`]): with it a
+    /// miss is explained.
+    fn previous(&self, step: StepId, reads: &[RecordedInput]) -> Option<Record>;
 
     /// What a selector (by its digest) picked of a result.
     fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest>;

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the schema below; a higher one is refused, a lower one migrated.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// A WAL longer than this is written back when the connection closes, so that the next one opens fast.
 const LONG_WAL: u64 = 1 << 20;
@@ -50,7 +50,7 @@ CREATE TABLE tags(
 CREATE TABLE records(
     key BLOB PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL, bytes BLOB NOT NULL,
     created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL,
-    origin TEXT
+    origin TEXT, seconds REAL NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX records_step ON records(step, created);
 CREATE INDEX records_layer ON records(diff_id);
@@ -202,7 +202,7 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     match version(&connection).map_err(sql)? {
         0 => create(&connection).map_err(sql)?,
         VERSION => {}
-        1 => migrate(&connection).map_err(sql)?,
+        1 | 2 => migrate(&connection).map_err(sql)?,
         found => return Err(DbError::Newer { path: path.to_owned(), found }),
     }
     connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
@@ -227,11 +227,16 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// From version 1, which did not say where a record came from: all were made here.
+/// From version 1, which did not say where a record came from (all were made here), and 2, which did not say how long a
+/// step took.
 fn migrate(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    if version(&transaction)? == 1 {
+    let found = version(&transaction)?;
+    if found == 1 {
         transaction.execute_batch("ALTER TABLE records ADD COLUMN origin TEXT")?;
+    }
+    if found < VERSION {
+        transaction.execute_batch("ALTER TABLE records ADD COLUMN seconds REAL NOT NULL DEFAULT 0")?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
@@ -269,20 +274,26 @@ mod tests {
     }
 
     #[test]
-    fn version_1_gets_the_column_that_says_where_records_come_from() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("meta.db");
-        Db::new(path.clone())
-            .write(|tx| {
-                tx.execute_batch("ALTER TABLE records DROP COLUMN origin")?;
-                tx.execute("INSERT INTO records VALUES (x'01', x'02', x'03', x'', 1, 1, 0, 'RUN x')", [])?;
-                tx.pragma_update(None, "user_version", 1)
-            })
-            .unwrap();
-        let origin: Option<String> = Db::new(path)
-            .read(|db| db.query_row("SELECT origin FROM records", [], |row| row.get(0)))
-            .unwrap();
-        assert_eq!(origin, None);
+    fn older_versions_get_the_columns_that_they_lack() {
+        for (version, values) in [(1, ""), (2, ", NULL")] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("meta.db");
+            Db::new(path.clone())
+                .write(|tx| {
+                    tx.execute_batch("ALTER TABLE records DROP COLUMN seconds")?;
+                    if version == 1 {
+                        tx.execute_batch("ALTER TABLE records DROP COLUMN origin")?;
+                    }
+                    let insert = "INSERT INTO records VALUES (x'01', x'02', x'03', x'', 1, 1, 0, 'RUN x'";
+                    tx.execute(&format!("{insert}{values})"), [])?;
+                    tx.pragma_update(None, "user_version", version)
+                })
+                .unwrap();
+            let read = Db::new(path).read(|db| {
+                db.query_row("SELECT origin, seconds FROM records", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            });
+            assert_eq!(read.unwrap(), (None::<String>, 0.0));
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Pruning: removing what is not wanted ([`Root::prune`]) of what is here ([`Root::usage`]).
 //!
 //! Mark: what named images consist of is *shared*, what live processes hold is *in use*; neither is ever taken. Sweep:
-//! of the rest, the least recently used goes first, until the limits are kept. Deciding, deleting the rows and moving
+//! of the rest, the least recently used goes first ([`Usage::worth`]: what took long to make counts as used later),
+//! until the limits are kept. Deciding, deleting the rows and moving
 //! the files to the trash happen under the exclusive `locks/gc` (see lease.rs); emptying the trash does not.
 //!
 //! A prune that is killed leaves files without rows, which are not there for anybody and which the next prune removes,
@@ -30,6 +31,12 @@ const LITTLE: u64 = 1 << 20;
 
 /// Records, memos and pins that were not used for this long go with any prune, seconds.
 const FORGET_AFTER: i64 = 180 * 24 * 3600;
+
+/// A file of no finished name that is older than this, seconds, is not going to be finished.
+const UNFINISHED: u64 = 3600;
+
+/// Mount points that no step had for this long go, seconds. Steps set their time (`worker/src/exec/skeleton.rs`).
+const UNUSED_SKELETON: u64 = 30 * 24 * 3600;
 
 /// What to remove. The default removes all that is reclaimable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +104,7 @@ impl Policy {
             .collect();
         let Some(keep) = self.keep(used, free) else { return candidates };
         // Of those used at the same time, what lies on top of others first.
-        candidates.sort_by_key(|at| (usages[*at].last_used, std::cmp::Reverse(usages[*at].created)));
+        candidates.sort_by_key(|at| (usages[*at].worth(), std::cmp::Reverse(usages[*at].created)));
         let mut left = used;
         candidates
             .into_iter()
@@ -162,6 +169,7 @@ impl Root {
         drop(lock);
 
         self.locks().sweep();
+        self.sweep_leftovers();
         remove_tree(&trash.dir).map_err(StoreError::io("remove", &trash.dir))?;
         if !reserve.exists() {
             make_reserve(self.path());
@@ -272,6 +280,29 @@ impl Root {
     }
 }
 
+impl Root {
+    /// Mount points that no step had for long, and files that killed processes did not finish. All can be made again, so
+    /// what cannot be removed stays.
+    fn sweep_leftovers(&self) {
+        let older = |path: &Path, seconds: u64| {
+            let modified = fs::symlink_metadata(path).and_then(|meta| meta.modified());
+            modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() > seconds))
+        };
+        for path in children(&self.path().join("skeletons")) {
+            let unfinished = path.extension().is_some_and(|extension| extension == "tmp");
+            if older(&path, if unfinished { UNFINISHED } else { UNUSED_SKELETON }) {
+                let _ = remove_tree(&path);
+            }
+        }
+        for path in children(self.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() && older(&path, UNFINISHED) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+}
+
 /// A directory of the pruning process into which things are moved.
 struct Trash {
     dir: PathBuf,
@@ -379,6 +410,41 @@ mod tests {
     }
 
     #[test]
+    fn what_took_long_to_make_stays_longer() {
+        let (_dir, first) = root();
+        let layers: Vec<DiffId> = (0..3).map(|zeros| layer::tests::store(&first, zeros).diff_id).collect();
+        // The oldest took minutes, the next nothing; all are small.
+        for (n, seconds) in [(0, 300.0), (1, 0.0), (2, 0.0)] {
+            let key = [n as u8; 32];
+            let record =
+                NewRecord { key, step: key, diff_id: layers[n], bytes: b"", description: "", seconds };
+            first.records().put(&record).unwrap();
+            set_used(&first, &layers[n], 1_000_000 + n as i64);
+        }
+        let root = reopen(first);
+        let used: u64 = root.usage().unwrap().iter().map(|usage| usage.size).sum();
+        let policy = Policy { max_used_space: Some(used - 1), ..Policy::default() };
+        assert_eq!(root.prune(&policy).unwrap().removed[0].id, layers[1].0.hex());
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_go() {
+        let (_dir, root) = root();
+        let skeletons = root.path().join("skeletons");
+        let old = std::time::SystemTime::now() - Duration::from_secs(UNUSED_SKELETON + 60);
+        let paths = ["old", "new", "old.1.2.tmp"].map(|name| skeletons.join(name));
+        let files = [".last-build.json.7.tmp", ".other"].map(|name| root.path().join(name));
+        paths.iter().for_each(|path| fs::create_dir_all(path.join("proc")).unwrap());
+        files.iter().for_each(|path| fs::write(path, "").unwrap());
+        for path in [&paths[0], &paths[2], &files[0], &files[1]] {
+            fs::File::open(path).unwrap().set_modified(old).unwrap();
+        }
+        root.prune(&Policy::default()).unwrap();
+        assert_eq!(paths.map(|path| path.exists()), [false, true, false]);
+        assert_eq!(files.map(|path| path.exists()), [false, true]);
+    }
+
+    #[test]
     fn limits_say_how_much_stays() {
         let policy = |reserved, max, free| Policy {
             reserved_space: reserved,
@@ -437,7 +503,14 @@ mod tests {
     fn records_outlive_their_layers_until_all_goes() {
         let (_dir, first) = root();
         let diff_id = layer::tests::store(&first, 0).diff_id;
-        let record = NewRecord { key: [1; 32], step: [1; 32], diff_id, bytes: b"x", description: "RUN x" };
+        let record = NewRecord {
+            key: [1; 32],
+            step: [1; 32],
+            diff_id,
+            bytes: b"x",
+            description: "RUN x",
+            seconds: 0.0,
+        };
         first.records().put(&record).unwrap();
         let root = reopen(first);
         assert_eq!(root.prune(&Policy::default()).unwrap().removed[0].description, "RUN x");

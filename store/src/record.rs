@@ -31,6 +31,8 @@ pub struct NewRecord<'a> {
     pub bytes: &'a [u8],
     /// What it was, for `du`.
     pub description: &'a str,
+    /// How long it took: what is dear stays longer.
+    pub seconds: f64,
 }
 
 /// A record with all that is kept of it.
@@ -90,15 +92,18 @@ impl Records {
     pub fn put(&self, record: &NewRecord<'_>) -> Result<(), StoreError> {
         let now = now();
         self.root.inner.db.write(|tx| {
-            tx.prepare_cached("INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6, NULL)")?
-                .execute((
-                    &record.key[..],
-                    &record.step[..],
-                    record.diff_id.0.bytes(),
-                    record.bytes,
-                    now,
-                    record.description,
-                ))
+            tx.prepare_cached(
+                "INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6, NULL, ?7)",
+            )?
+            .execute((
+                &record.key[..],
+                &record.step[..],
+                record.diff_id.0.bytes(),
+                record.bytes,
+                now,
+                record.description,
+                record.seconds,
+            ))
         })?;
         Ok(())
     }
@@ -108,7 +113,7 @@ impl Records {
     pub fn put_new(&self, record: &NewRecord<'_>, origin: &str, created: i64) -> Result<bool, StoreError> {
         let now = now();
         Ok(self.root.inner.db.write(|tx| {
-            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?7, ?5, 0, ?6, ?8)")?
+            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?7, ?5, 0, ?6, ?8, ?9)")?
                 .execute((
                     &record.key[..],
                     &record.step[..],
@@ -118,6 +123,7 @@ impl Records {
                     record.description,
                     created.min(now),
                     origin,
+                    record.seconds,
                 ))
                 .map(|rows| rows > 0)
         })?)
@@ -140,12 +146,12 @@ impl Records {
         })?)
     }
 
-    /// The last record of a step under whatever key: with it a miss is explained.
-    pub fn previous(&self, step: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError> {
+    /// The last records of a step under whatever keys, newest first, `most` of them: with them a miss is explained.
+    pub fn previous(&self, step: &[u8; 32], most: u32) -> Result<Vec<Vec<u8>>, StoreError> {
         Ok(self.root.inner.db.read(|db| {
-            db.prepare_cached("SELECT bytes FROM records WHERE step = ?1 ORDER BY created DESC LIMIT 1")?
-                .query_row([&step[..]], |row| row.get(0))
-                .optional()
+            db.prepare_cached("SELECT bytes FROM records WHERE step = ?1 ORDER BY created DESC LIMIT ?2")?
+                .query_map((&step[..], most), |row| row.get(0))?
+                .collect()
         })?)
     }
 
@@ -290,6 +296,7 @@ mod tests {
             diff_id,
             bytes,
             description: "RUN x",
+            seconds: 0.0,
         };
         records.put(&record(1, b"one")).unwrap();
         assert!(!records.put_new(&record(1, b"imported"), "elsewhere", 5).unwrap());
@@ -301,8 +308,9 @@ mod tests {
             records.get_many([&[2; 32], &[3; 32], &[1; 32]]).unwrap(),
             [Some(b"two".to_vec()), None, Some(b"one".to_vec())]
         );
-        assert!(records.previous(&[9; 32]).unwrap().is_some());
-        assert_eq!(records.previous(&[8; 32]).unwrap(), None);
+        assert_eq!(records.previous(&[9; 32], 8).unwrap().len(), 2);
+        assert_eq!(records.previous(&[9; 32], 1).unwrap().len(), 1);
+        assert!(records.previous(&[8; 32], 8).unwrap().is_empty());
         assert_eq!(records.list().unwrap().len(), 2);
         assert!(records.forget(&[1; 32]).unwrap() && !records.forget(&[1; 32]).unwrap());
         assert_eq!(records.get(&[1; 32]).unwrap(), None);
@@ -326,7 +334,8 @@ mod tests {
     fn a_cached_build_writes_nothing() {
         let (dir, root) = root();
         let diff_id = DiffId(Digest::of(b"layer"));
-        let record = NewRecord { key: [1; 32], step: [1; 32], diff_id, bytes: b"", description: "" };
+        let record =
+            NewRecord { key: [1; 32], step: [1; 32], diff_id, bytes: b"", description: "", seconds: 0.0 };
         root.records().put(&record).unwrap();
         root.records().get(&[1; 32]).unwrap();
         drop(root);

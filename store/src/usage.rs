@@ -58,7 +58,7 @@ impl fmt::Display for UsageKind {
 }
 
 /// Something that takes up space.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
     /// What kind of thing.
     pub kind: UsageKind,
@@ -76,6 +76,8 @@ pub struct Usage {
     pub shared: bool,
     /// What made it, for people.
     pub description: String,
+    /// How long that took; 0 where it is not known.
+    pub seconds: f64,
     pub(crate) target: Target,
 }
 
@@ -83,6 +85,14 @@ impl Usage {
     /// Whether a prune may take it.
     pub fn is_reclaimable(&self) -> bool {
         !self.in_use && !self.shared
+    }
+
+    /// When it counts as used, seconds since the epoch: a second of work for a megabyte is worth a day, and no more than a
+    /// month. So of things used at much the same time the dear ones stay.
+    pub(crate) fn worth(&self) -> i64 {
+        let megabytes = (self.size as f64 / 1e6).max(0.1);
+        let days = (self.seconds / megabytes).clamp(0.0, 30.0);
+        self.last_used.saturating_add((days * 86_400.0) as i64)
     }
 }
 
@@ -201,7 +211,8 @@ impl Root {
         let layers: Vec<Option<Usage>> = self.inner.db.read(|db| {
             db.prepare(
                 "SELECT diff_id, tar_size + index_size, created, last_used,
-                (SELECT description FROM records WHERE records.diff_id = layers.diff_id LIMIT 1) FROM layers",
+                (SELECT description FROM records WHERE records.diff_id = layers.diff_id LIMIT 1),
+                (SELECT max(seconds) FROM records WHERE records.diff_id = layers.diff_id) FROM layers",
             )?
             .query_map([], |row| {
                 let Some(diff_id) = digest_of(row.get_ref(0)?.as_blob()?).map(DiffId) else {
@@ -216,6 +227,7 @@ impl Root {
                     in_use: used.layers.contains(&diff_id),
                     shared: shared.layers.contains(&diff_id),
                     description: row.get::<_, Option<String>>(4)?.unwrap_or_default(),
+                    seconds: row.get::<_, Option<f64>>(5)?.unwrap_or_default(),
                     target: Target::Layer(diff_id),
                 }))
             })?
@@ -252,6 +264,7 @@ impl Root {
                 in_use: used.blobs.contains(&digest),
                 shared: shared.blobs.contains(&digest),
                 description: String::new(),
+                seconds: 0.0,
                 target: Target::Blob(digest),
             });
         }
@@ -270,6 +283,7 @@ impl Root {
                 in_use: used.directories.contains(&row.id),
                 shared: false,
                 description: row.description,
+                seconds: 0.0,
                 target: Target::Directory(row.id),
             });
         }
@@ -285,6 +299,7 @@ impl Root {
                 in_use: false,
                 shared: false,
                 description: "stat cache".to_owned(),
+                seconds: 0.0,
                 target: Target::File(path),
             });
         }

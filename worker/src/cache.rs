@@ -10,8 +10,9 @@ use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use image::{ContentDigest, DiffId};
 use solver::definition::Vertex;
+use solver::explain::nearest;
 use solver::key::{CacheKey, ResultDigest};
-use solver::record::Record;
+use solver::record::{Record, RecordedInput};
 use solver::runner::{Cache, StepId};
 use store::error::StoreError;
 use store::lease::Item;
@@ -21,6 +22,9 @@ use store::timing::{self, Of};
 
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Of so many records of a step, the newest, one explains why it missed.
+const COMPARED: u32 = 8;
 
 /// Records of this root.
 #[derive(Debug)]
@@ -83,6 +87,7 @@ impl Cache for StoreCache<'_> {
             diff_id: record.layer,
             bytes: &bytes,
             description: &vertex.metadata.name,
+            seconds: record.seconds,
         };
         logged("keep a record", self.root.records().put(&new));
     }
@@ -96,8 +101,9 @@ impl Cache for StoreCache<'_> {
         logged("forget a record", self.root.records().forget(&key.0.0));
     }
 
-    fn previous(&self, step: StepId) -> Option<Record> {
-        decode(&logged("look up a step", self.root.records().previous(&step.0.0))??)
+    fn previous(&self, step: StepId, reads: &[RecordedInput]) -> Option<Record> {
+        let found = logged("look up a step", self.root.records().previous(&step.0.0, COMPARED))?;
+        nearest(found.iter().filter_map(|bytes| decode(bytes)), reads)
     }
 
     fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest> {

@@ -78,11 +78,7 @@ pub fn replace_mtime(root: BorrowedFd<'_>, path: &[u8], from: i64, to: i64) -> R
         fd => fd?,
     };
     let stat = rustix::fs::fstat(&fd)?;
-    if (i64::from(stat.st_mtime), stat.st_mtime_nsec) == (from, 0) {
-        set_mtime(fd.as_fd(), to, 0)
-    } else {
-        Ok(())
-    }
+    if (stat.st_mtime, stat.st_mtime_nsec) == (from, 0) { set_mtime(fd.as_fd(), to, 0) } else { Ok(()) }
 }
 
 /// Sets the modification time of a file, which may be opened with `O_PATH`.

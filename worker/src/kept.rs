@@ -161,7 +161,7 @@ mod tests {
             let mut seen = BTreeMap::new();
             for path in ["", "a", "a/x", "a/b", "a/b/y", "link"] {
                 let meta = fs::symlink_metadata(directory.files().join(path)).unwrap();
-                let time = (path != "").then(|| meta.modified().unwrap());
+                let time = (!path.is_empty()).then(|| meta.modified().unwrap());
                 seen.insert(path, (meta.mode(), meta.uid(), meta.nlink(), time));
             }
             seen
@@ -180,7 +180,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mount = MountDirectory::new(dir.path());
         assert_eq!((mount.seen(), mount.written()), (None, None));
-        let mut mounts = [mount.state()];
+        let mounts = [mount.state()];
         mount.set_seen(&mounts[0].0).unwrap();
         mount.set_written(101).unwrap();
         assert_eq!(mount.state(), (mounts[0].0.clone(), Written::At(101)));

@@ -1,6 +1,7 @@
 //! One RUN: what the op needs is looked up, the process runs in its sandbox, and what it wrote becomes a layer.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -304,8 +305,8 @@ impl Worker {
         let mut bound = Bound::new();
         for mount in &exec.mounts {
             let MountKind::Bind { input: Some(input), .. } = mount.kind else { continue };
-            if !bound.contains_key(&input) {
-                bound.insert(input, self.input_layers(job, inputs, input).await?);
+            if let Entry::Vacant(vacant) = bound.entry(input) {
+                vacant.insert(self.input_layers(job, inputs, input).await?);
             }
         }
         Ok(bound)

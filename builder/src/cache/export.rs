@@ -14,7 +14,7 @@ use store::temp::WorkDir;
 use worker::UsedMount;
 
 use super::CacheError;
-use super::backends::{Sent, local, registry};
+use super::backends::{Sent, local, object, registry};
 use super::format::{CacheIndex, CachedStep};
 use super::import::Imports;
 use super::mounts::index::{CachedMount, MAX_BLOB, MountIndex};
@@ -85,6 +85,17 @@ pub(crate) struct Exports {
     pub(crate) seconds: f64,
 }
 
+/// What a build leaves for caches.
+#[derive(Debug, Default)]
+pub(crate) struct Material {
+    /// What its steps took from the cache and left there.
+    pub(crate) used: Used,
+    /// The layers of its results.
+    pub(crate) results: Vec<SnapshotLayer>,
+    /// Cache mounts that its steps name.
+    pub(crate) named: BTreeSet<UsedMount>,
+}
+
 /// Writes the caches that are asked for, one after the other. A cache that cannot be written is told of, and fails the
 /// build if that was asked for.
 pub(crate) async fn export(
@@ -92,9 +103,7 @@ pub(crate) async fn export(
     client: &Client,
     imports: &Imports,
     caches: &[CacheTo],
-    named: &BTreeSet<UsedMount>,
-    used: &Used,
-    results: &[SnapshotLayer],
+    material: &Material,
     progress: &Handle,
 ) -> Result<Exports, Failure> {
     let begin = Instant::now();
@@ -103,13 +112,14 @@ pub(crate) async fn export(
         let kind = match &to.target {
             Target::Registry { .. } => "registry",
             Target::Local { .. } => "local directory",
+            Target::Objects(objects) => objects.service.name(),
             // It went with the image.
             Target::Inline => continue,
         };
         let task = progress.task(&format!("exporting cache to {kind}"));
-        let mut plan = Plan::new(root, used, results, to.mode, to.weigh);
+        let mut plan = Plan::new(root, &material.used, &material.results, to.mode, to.weigh);
         // Holds the files until they are sent.
-        let saved = add_mounts(root, client, imports, to, named, &mut plan).await;
+        let saved = add_mounts(root, client, imports, to, &material.named, &mut plan).await;
         if let Err(error) = &saved {
             tracing::warn!("could not export cache mounts to {}: {error}", to.name());
         }
@@ -122,6 +132,10 @@ pub(crate) async fn export(
             Target::Local { dest, tag, reset } => {
                 local::write(root, client, imports, (dest, tag, *reset), to, &plan).await
             }
+            Target::Objects(objects) => match object::Store::open(objects) {
+                Ok(store) => store.write(root, client, imports, to, &plan).await,
+                Err(error) => Err(error),
+            },
             Target::Inline => unreachable!("skipped above"),
         };
         match written {
@@ -187,6 +201,7 @@ struct Existing<'a> {
 enum At<'a> {
     Registry(&'a Reference),
     Layout(OciLayout),
+    Objects(object::Store),
 }
 
 impl<'a> Existing<'a> {
@@ -205,6 +220,10 @@ impl<'a> Existing<'a> {
                 let (layout, index) = local::read(root, dest, tag, None).ok()?;
                 Some(Self { index, at: At::Layout(layout) })
             }
+            Target::Objects(objects) => {
+                let store = object::Store::open(objects).ok()?;
+                Some(Self { index: store.read().await.ok()?, at: At::Objects(store) })
+            }
             Target::Inline => None,
         }
     }
@@ -215,6 +234,7 @@ impl<'a> Existing<'a> {
                 client.blob_bytes(reference, &mount.index, MAX_BLOB).await.ok()?.to_vec()
             }
             At::Layout(layout) => layout.blob_bytes(&mount.index, MAX_BLOB).ok()?,
+            At::Objects(store) => store.blob_bytes(&mount.index, MAX_BLOB).await.ok()?.to_vec(),
         };
         MountIndex::from_bytes(&bytes).ok()
     }

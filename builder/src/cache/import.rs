@@ -13,8 +13,9 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, join_all};
 use image::{ContentDigest, Descriptor, DiffId, Reference};
+use solver::explain::nearest;
 use solver::key::{CacheKey, ResultDigest};
-use solver::record::Record;
+use solver::record::{Record, RecordedInput};
 use solver::runner::StepId;
 use store::archive::OciLayout;
 use store::compress::Algorithm;
@@ -28,7 +29,7 @@ use tokio::sync::OnceCell;
 use worker::{LayerSource, MountSource, UsedMount};
 
 use super::CacheError;
-use super::backends::{local, registry};
+use super::backends::{local, object, registry};
 use super::format::{CacheIndex, CachedStep};
 use super::mounts::index::MAX_BLOB;
 use super::mounts::load;
@@ -65,6 +66,7 @@ struct Import {
 enum Place {
     Registry(Reference),
     Layout(Arc<OciLayout>),
+    Objects(object::Store),
 }
 
 impl fmt::Debug for Imports {
@@ -123,10 +125,12 @@ impl Imports {
         Some(found)
     }
 
-    /// The record of what last stood in a step's place, if the caches were read.
-    pub(crate) fn previous(&self, step: StepId) -> Option<Record> {
+    /// The nearest record of what stood in a step's place, if the caches were read.
+    pub(crate) fn previous(&self, step: StepId, reads: &[RecordedInput]) -> Option<Record> {
         let steps = self.loaded.get()?.iter().flat_map(|import| import.index.steps.values());
-        steps.filter(|other| other.step == step.0).max_by_key(|other| other.stored).map(|s| s.record.clone())
+        let mut found: Vec<&CachedStep> = steps.filter(|other| other.step == step.0).collect();
+        found.sort_by_key(|step| std::cmp::Reverse(step.stored));
+        nearest(found.into_iter().map(|step| step.record.clone()), reads)
     }
 
     async fn loaded(&self) -> &[Import] {
@@ -167,6 +171,10 @@ impl Imports {
                 let index = registry::read(&self.client, reference).await?;
                 Ok((index, Place::Registry(reference.clone())))
             }
+            Origin::Objects(objects) => {
+                let store = object::Store::open(objects)?;
+                Ok((store.read().await?, Place::Objects(store)))
+            }
             Origin::Local { src, tag, digest } => {
                 let (layout, index) = local::read(&self.root, src, tag, digest.as_ref())?;
                 Ok((index, Place::Layout(Arc::new(layout))))
@@ -187,6 +195,7 @@ impl Imports {
             diff_id: layer,
             bytes: &bytes,
             description: &step.name,
+            seconds: step.record.seconds,
         };
         self.root.records().put_new(&new, &import.name, step.stored)?;
         Ok(())
@@ -219,18 +228,22 @@ impl Imports {
     /// Brings a layer that no registry gave. Caches at registries are none the wiser.
     pub(crate) async fn bring_layer(&self, diff_id: DiffId) -> bool {
         for import in self.loaded().await {
-            let (Place::Layout(layout), Some(blob)) = (&import.place, import.blobs.get(&diff_id)) else {
-                continue;
+            let Some(blob) = import.blobs.get(&diff_id) else { continue };
+            let brought = match &import.place {
+                Place::Registry(_) => continue,
+                Place::Layout(layout) => {
+                    let (root, layout, blob) = (self.root.clone(), layout.clone(), blob.clone());
+                    let brought = pool::spawn(move || layout.bring_layer(&root, diff_id, &blob)).await;
+                    brought.map_err(CacheError::from).and_then(|brought| Ok(brought?))
+                }
+                Place::Objects(store) => store.bring_layer(&self.root, diff_id, blob).await.map(|()| true),
             };
-            let (root, layout, blob) = (self.root.clone(), layout.clone(), blob.clone());
-            let brought = pool::spawn(move || layout.bring_layer(&root, diff_id, &blob)).await;
             match brought {
-                Ok(Ok(true)) => return true,
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
                     tracing::warn!("could not take layer {diff_id} from {}: {error}", import.name);
                 }
-                Err(panic) => tracing::warn!("could not take layer {diff_id} from {}: {panic}", import.name),
             }
         }
         false
@@ -276,6 +289,7 @@ impl Imports {
                 let layout = layout.clone();
                 Ok(pool::spawn(move || layout.blob_bytes(&blob, MAX_BLOB)).await??.into())
             }
+            Place::Objects(store) => store.blob_bytes(&blob, MAX_BLOB).await,
         }
     }
 }

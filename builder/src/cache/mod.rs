@@ -2,8 +2,8 @@
 //!
 //! An exported cache is a small index ([`format`]: records of steps, what selectors picked, where layers are) and the
 //! layers as blobs. [`import`] reads the index when the first step misses here, and brings a layer only when something
-//! reads it. Directories of cache mounts go in [`mounts`] if that is asked for. [`export`] decides what goes; the [`backends`] move it. [`session`] is what the solver sees: the cache of
-//! this host, then the imported ones.
+//! reads it. Directories of cache mounts go in [`mounts`] if that is asked for. [`export`] decides what goes; the
+//! [`backends`] move it. [`session`] is what the solver sees: the cache of this host, then the imported ones.
 //!
 //! A cache saves work. One that cannot be read is told of and else ignored; one that cannot be written fails the build
 //! only with `ignore-error=false`.
@@ -49,6 +49,13 @@ pub(crate) enum CacheError {
     /// A cache mount could not be read or written.
     #[error(transparent)]
     Mount(#[from] worker::error::WorkerError),
+    /// The object store did not give or take it.
+    #[cfg(feature = "object")]
+    #[error(transparent)]
+    Objects(#[from] opendal::Error),
+    /// Support for it is left out.
+    #[error("this rbuild was built without {0} caches: build it with `--features {0}`")]
+    NotBuilt(&'static str),
     /// A job died.
     #[error(transparent)]
     Panicked(#[from] store::pool::Panicked),

@@ -28,6 +28,8 @@ pub(crate) struct CacheFrom {
 pub(crate) enum Origin {
     /// A cache, or an image with one inside, at a registry.
     Registry { reference: Reference, insecure: bool },
+    /// One in an object store.
+    Objects(Objects),
     /// One in an OCI layout.
     Local { src: PathBuf, tag: String, digest: Option<Digest> },
 }
@@ -66,8 +68,131 @@ pub(crate) enum Target {
         /// What else is in the layout goes.
         reset: bool,
     },
+    /// An object store.
+    Objects(Objects),
     /// Into the config of the image that is built.
     Inline,
+}
+
+/// A place in an object store.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Objects {
+    pub(crate) service: Service,
+    /// What the service is to be told, by BuildKit's names.
+    pub(crate) settings: BTreeMap<&'static str, String>,
+    /// The cache's names: it is read under the first one and written under all.
+    pub(crate) names: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) blobs_prefix: String,
+    pub(crate) manifests_prefix: String,
+}
+
+/// A kind of object store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    S3,
+    Gcs,
+    Azblob,
+    Redis,
+    Fs,
+}
+
+impl Service {
+    const ALL: [Self; 5] = [Self::S3, Self::Gcs, Self::Azblob, Self::Redis, Self::Fs];
+
+    /// Its `type`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Gcs => "gcs",
+            Self::Azblob => "azblob",
+            Self::Redis => "redis",
+            Self::Fs => "fs",
+        }
+    }
+
+    /// Its settings: name, and the variable that is asked where it is not given (BuildKit's); `!` after those that must be
+    /// there.
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::S3 => &[
+                ("bucket", "AWS_BUCKET!"),
+                ("region", "AWS_REGION!"),
+                ("endpoint_url", ""),
+                ("use_path_style", ""),
+                ("access_key_id", ""),
+                ("secret_access_key", ""),
+                ("session_token", ""),
+            ],
+            Self::Gcs => &[("bucket", "!"), ("credential_path", ""), ("endpoint_url", "")],
+            Self::Azblob => &[
+                ("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL!"),
+                ("account_name", ""),
+                ("secret_access_key", "BUILDKIT_AZURE_STORAGE_ACCOUNT_KEY"),
+                ("container", "BUILDKIT_AZURE_STORAGE_CONTAINER"),
+            ],
+            Self::Redis => &[("url", "!"), ("username", ""), ("password", "")],
+            Self::Fs => &[("root", "!")],
+        }
+    }
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Settings hold keys.
+        f.debug_struct("Objects")
+            .field("service", &self.service)
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Objects {
+    fn parse(service: Service, fields: &mut Fields) -> Result<Self, Failure> {
+        let mut settings = BTreeMap::new();
+        for (name, variable) in service.settings() {
+            let (variable, needed) = variable.strip_suffix('!').map_or((*variable, false), |v| (v, true));
+            let other = || (!variable.is_empty()).then(|| std::env::var(variable).ok()).flatten();
+            match fields.take(name).or_else(other) {
+                Some(value) => drop(settings.insert(*name, value)),
+                None if needed => return Err(fields.invalid(&format!("{name} is missing"))),
+                None => {}
+            }
+        }
+        if service == Service::Azblob {
+            azure(&mut settings);
+        }
+        // BuildKit's, which mean nothing here: nothing is touched, and OpenDAL decides on retries.
+        for ignored in ["touch_refresh", "upload_parallelism", "retry_mode", "retry_max_attempts"] {
+            let _ignored = fields.take(ignored);
+        }
+        let names = fields.take("name").unwrap_or_else(|| "buildkit".to_owned());
+        Ok(Self {
+            service,
+            settings,
+            names: names.split(';').map(str::to_owned).collect(),
+            prefix: fields.take("prefix").unwrap_or_default(),
+            blobs_prefix: fields.take("blobs_prefix").unwrap_or_else(|| "blobs/".to_owned()),
+            manifests_prefix: fields.take("manifests_prefix").unwrap_or_else(|| "manifests/".to_owned()),
+        })
+    }
+
+    /// Its name in messages: no keys.
+    pub(crate) fn name(&self) -> String {
+        let place = ["bucket", "container", "root"].iter().find_map(|name| self.settings.get(name));
+        match place {
+            Some(place) => format!("{} {place}", self.service.name()),
+            None => self.service.name().to_owned(),
+        }
+    }
+}
+
+/// BuildKit's defaults: the account is the first part of the URL's host.
+fn azure(settings: &mut BTreeMap<&'static str, String>) {
+    settings.entry("container").or_insert_with(|| "buildkit-cache".to_owned());
+    let host = settings["account_url"].split("://").last().unwrap_or_default();
+    let account = host.split('.').next().unwrap_or_default().to_owned();
+    settings.entry("account_name").or_insert(account);
 }
 
 /// Of which steps the layers go. Records of all steps go always.
@@ -83,7 +208,7 @@ impl CacheFrom {
     /// Reads one flag.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         let mut fields = Fields::parse("--cache-from", text)?;
-        let origin = match fields.kind.as_str() {
+        let origin = match fields.kind.clone().as_str() {
             "registry" => Origin::Registry {
                 reference: fields.reference()?,
                 insecure: fields.flag("registry.insecure", false)?,
@@ -99,7 +224,14 @@ impl CacheFrom {
             "inline" => {
                 return Err(fields.invalid("an inline cache is read with type=registry,ref=IMAGE"));
             }
-            _ => return Err(fields.unknown_type(&["registry", "local"])),
+            kind => match Service::ALL.into_iter().find(|service| service.name() == kind) {
+                Some(service) => Origin::Objects(Objects::parse(service, &mut fields)?),
+                None => {
+                    return Err(
+                        fields.unknown_type(&["registry", "local", "s3", "gcs", "azblob", "redis", "fs"])
+                    );
+                }
+            },
         };
         let mounts = fields.flag("mounts", false)?;
         fields.end()?;
@@ -111,6 +243,7 @@ impl CacheFrom {
         match &self.origin {
             Origin::Registry { reference, .. } => reference.familiar(),
             Origin::Local { src, .. } => src.display().to_string(),
+            Origin::Objects(objects) => objects.name(),
         }
     }
 }
@@ -119,7 +252,7 @@ impl CacheTo {
     /// Reads one flag.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         let mut fields = Fields::parse("--cache-to", text)?;
-        let target = match fields.kind.as_str() {
+        let target = match fields.kind.clone().as_str() {
             "registry" => Target::Registry {
                 reference: fields.reference()?,
                 insecure: fields.flag("registry.insecure", false)?,
@@ -130,7 +263,13 @@ impl CacheTo {
                 reset: fields.flag("reset", false)?,
             },
             "inline" => Target::Inline,
-            _ => return Err(fields.unknown_type(&["registry", "local", "inline"])),
+            kind => match Service::ALL.into_iter().find(|service| service.name() == kind) {
+                Some(service) => Target::Objects(Objects::parse(service, &mut fields)?),
+                None => {
+                    let known = ["registry", "local", "inline", "s3", "gcs", "azblob", "redis", "fs"];
+                    return Err(fields.unknown_type(&known));
+                }
+            },
         };
         let mode = match fields.take("mode").as_deref() {
             None | Some("min") => Mode::Min,
@@ -183,6 +322,7 @@ impl CacheTo {
         match &self.target {
             Target::Registry { reference, .. } => reference.familiar(),
             Target::Local { dest, .. } => dest.display().to_string(),
+            Target::Objects(objects) => objects.name(),
             Target::Inline => "the image".to_owned(),
         }
     }
@@ -288,6 +428,25 @@ mod tests {
             "type=registry,ref=a,b",
         ] {
             assert!(CacheFrom::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn object_stores_have_buildkits_options_and_their_names_no_keys() {
+        let s3 = "type=s3,region=r,bucket=b,name=a;b,prefix=p/,access_key_id=k,secret_access_key=top";
+        let from = CacheFrom::parse(s3).unwrap();
+        let Origin::Objects(objects) = &from.origin else { panic!("it is a place in S3") };
+        assert_eq!((objects.names.len(), &*objects.prefix, &*objects.blobs_prefix), (2, "p/", "blobs/"));
+        assert_eq!(from.name(), "s3 b");
+        assert!(!format!("{from:?}").contains("top"));
+        let azure = "type=azblob,account_url=https://acc.blob.core.windows.net";
+        let Origin::Objects(azure) = CacheFrom::parse(azure).unwrap().origin else { panic!("it is a place") };
+        assert_eq!(
+            (&*azure.settings["account_name"], &*azure.settings["container"]),
+            ("acc", "buildkit-cache")
+        );
+        for bad in ["type=gcs", "type=redis", "type=fs", "type=fs,root=/c,bucket=b", "type=azblob"] {
+            assert!(CacheTo::parse(bad).is_err(), "{bad}");
         }
     }
 

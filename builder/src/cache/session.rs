@@ -12,7 +12,7 @@ use futures::future::LocalBoxFuture;
 use image::{ContentDigest, DiffId};
 use solver::definition::Vertex;
 use solver::key::{CacheKey, ResultDigest};
-use solver::record::Record;
+use solver::record::{Record, RecordedInput};
 use solver::runner::{Cache, StepId};
 use store::root::Root;
 use worker::cache::StoreCache;
@@ -122,8 +122,8 @@ impl Cache for BuildCache<'_> {
         self.store.forget(key, layer);
     }
 
-    fn previous(&self, step: StepId) -> Option<Record> {
-        self.store.previous(step).or_else(|| self.imports.previous(step))
+    fn previous(&self, step: StepId, reads: &[RecordedInput]) -> Option<Record> {
+        self.store.previous(step, reads).or_else(|| self.imports.previous(step, reads))
     }
 
     fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest> {

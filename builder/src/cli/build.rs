@@ -88,6 +88,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "TIME", env = "RBUILD_CACHE_TTL")]
     pub(crate) cache_ttl: Option<String>,
 
+    /// Prune after the build until the state directory takes no more than this, for example 50g
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) store_max: Option<String>,
+
     /// Caches to write: `type=registry,ref=..[,mode=max]`, `type=local,dest=..`, `type=inline`
     #[arg(long = "cache-to", value_name = "CACHE")]
     pub(crate) cache_to: Vec<String>,

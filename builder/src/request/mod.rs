@@ -43,6 +43,8 @@ pub(crate) struct BuildRequest {
     pub(crate) cache_to: Vec<CacheTo>,
     /// Older records do not count.
     pub(crate) cache_ttl: Option<Duration>,
+    /// How much may be kept after the build, bytes.
+    pub(crate) store_max: Option<u64>,
     pub(crate) no_cache_filter: Vec<String>,
     pub(crate) pull: bool,
     pub(crate) secrets: BTreeMap<String, SecretSource>,
@@ -183,6 +185,7 @@ impl BuildRequest {
                 .map(|text| CacheFrom::parse(text))
                 .collect::<Result<_, _>>()?,
             cache_to,
+            store_max: args.store_max.as_deref().map(|text| parse_size("--store-max", text)).transpose()?,
             cache_ttl: args
                 .cache_ttl
                 .as_deref()

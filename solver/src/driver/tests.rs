@@ -371,7 +371,7 @@ impl Cache for World {
         }
     }
 
-    fn previous(&self, step: StepId) -> Option<Record> {
+    fn previous(&self, step: StepId, _: &[RecordedInput]) -> Option<Record> {
         self.steps.borrow().get(&step).cloned()
     }
 
@@ -810,7 +810,7 @@ fn a_miss_says_what_changed_since_the_last_build() {
     assert_eq!(build(2, false), "command changed");
     assert_eq!(build(2, true), "the cache is not to be used");
     world.records.borrow_mut().clear();
-    assert_eq!(build(2, false), "its result is no longer stored");
+    assert_eq!(build(2, false), "evicted: its result is no longer stored");
 }
 
 #[test]

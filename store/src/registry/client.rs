@@ -565,8 +565,7 @@ impl Client {
     }
 
     fn build(&self, profile: &Profile) -> Result<reqwest::Client, RegistryError> {
-        // Fails if somebody installed one before, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::install_crypto();
         let config = &self.shared.config;
         let mut builder = reqwest::Client::builder()
             .user_agent(&config.user_agent)

@@ -121,3 +121,9 @@ impl fmt::Debug for Progress {
         f.write_str("Progress")
     }
 }
+
+/// Makes ring the process' implementation of TLS' algorithms: whoever speaks TLS calls it first.
+pub fn install_crypto() {
+    // Fails if somebody installed one before, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

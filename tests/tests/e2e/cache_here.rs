@@ -29,8 +29,6 @@ fn a_miss_is_explained_by_what_changed() {
     let context = env.context("explain", &[("Dockerfile", &plain), ("dir/a", "1"), ("dir/b", "1")]);
     let context = &context.display().to_string();
     let ask = |text: &str, step: &str, flags: &[&str]| {
-        // The last record of a place is the one of the latest second.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
         write(context, "Dockerfile", text);
         why(&env, context, step, flags)
     };

@@ -303,3 +303,87 @@ fn cache_mounts_travel_and_sources_keep_their_times() {
         assert_eq!(seconds(time(&b.work().join("out/src/sub/c"))), seconds(time(&path.join("dir/sub/c"))));
     }
 }
+
+#[cfg(feature = "remote")]
+mod object_stores {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use super::{CASES, registry, travels};
+
+    /// A server on a free port of loopback, gone when dropped.
+    struct Server {
+        process: Child,
+        address: String,
+    }
+
+    impl Server {
+        fn start(program: &str, args: &[&str]) -> Self {
+            let port =
+                TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port is free").port();
+            let mut command = Command::new(program);
+            command.args(args).arg(port.to_string());
+            let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            let process = process.unwrap_or_else(|error| panic!("{program}: {error}"));
+            let server = Self { process, address: format!("127.0.0.1:{port}") };
+            for _ in 0..600 {
+                if TcpStream::connect(&server.address).is_ok() {
+                    return server;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            panic!("{program} does not answer");
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    fn all(to: &str) {
+        let (_registry, base) = registry();
+        for (n, (case, dockerfile)) in CASES.iter().enumerate() {
+            let mode = ["min", "max"][n % 2];
+            let place = format!("{to},name={case}");
+            let to = format!("{place},mode={mode},mounts=true,ignore-error=false");
+            travels(case, dockerfile, &base, &to, &format!("{place},mounts=true"), &[]);
+        }
+    }
+
+    #[test]
+    fn through_redis() {
+        let server = Server::start("redis-server", &["--save", "", "--bind", "127.0.0.1", "--port"]);
+        all(&format!("type=redis,url=redis://{}", server.address));
+    }
+
+    #[test]
+    fn through_s3() {
+        let moto = std::env::var("RBUILD_TEST_MOTO").unwrap_or_else(|_| "moto_server".to_owned());
+        let server = Server::start(&moto, &["-H", "127.0.0.1", "-p"]);
+        let mut stream = TcpStream::connect(&server.address).expect("it answers");
+        let request = format!(
+            "PUT /caches HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            server.address
+        );
+        stream.write_all(request.as_bytes()).expect("it takes a request");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        all(&format!(
+            "type=s3,endpoint_url=http://{},use_path_style=true,region=us-east-1,bucket=caches,prefix=ci/,\
+             access_key_id=key,secret_access_key=secret",
+            server.address
+        ));
+    }
+
+    #[test]
+    fn through_a_plain_directory() {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        all(&format!("type=fs,root={}", dir.path().display()));
+    }
+}

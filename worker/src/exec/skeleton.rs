@@ -12,9 +12,13 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use super::plan::{Mount, Source, components};
 use super::target::Kind;
+
+/// How long after the last time the time of a directory that is used is set.
+const MARK_USED: Duration = Duration::from_secs(24 * 3600);
 
 /// The directory for these mounts in `skeletons`, made if it is missing.
 pub(super) fn ensure(skeletons: &Path, mounts: &[Mount]) -> io::Result<PathBuf> {
@@ -26,7 +30,11 @@ pub(super) fn ensure(skeletons: &Path, mounts: &[Mount]) -> io::Result<PathBuf> 
     }
     let name = &hasher.finalize().to_hex()[..32];
     let finished = skeletons.join(name);
-    if finished.exists() {
+    if let Ok(meta) = fs::metadata(&finished) {
+        // Its time says that it is used: what is not for long is pruned.
+        if meta.modified()?.elapsed().is_ok_and(|age| age > MARK_USED) {
+            fs::File::open(&finished)?.set_modified(SystemTime::now())?;
+        }
         return Ok(finished);
     }
     static COUNT: AtomicU32 = AtomicU32::new(0);

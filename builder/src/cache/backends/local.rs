@@ -59,7 +59,7 @@ pub(crate) fn read(
 }
 
 /// Where a layer's blob is.
-type Blob = (Descriptor, PathBuf);
+pub(super) type Blob = (Descriptor, PathBuf);
 
 /// Writes what is missing in the layout at `dest`, and the index last.
 pub(crate) async fn write(
@@ -70,7 +70,10 @@ pub(crate) async fn write(
     to: &CacheTo,
     plan: &Plan,
 ) -> Result<Sent, CacheError> {
-    let work = plan.layers.iter().map(|diff_id| blob(root, client, imports, dest, to, *diff_id));
+    let work = plan.layers.iter().map(|diff_id| {
+        let there = async |blob: &Descriptor| oci_layout::has_blob(dest, &blob.digest, blob.size);
+        blob(root, client, imports, to, *diff_id, there)
+    });
     let blobs: Vec<Option<Blob>> = try_join_all(work).await?;
     let mut sent = Sent::default();
     for (descriptor, _) in blobs.iter().flatten() {
@@ -97,14 +100,14 @@ pub(crate) async fn write(
     Ok(sent)
 }
 
-/// The form in which a layer goes; made unless the layout has it. `None`: the layer cannot be had.
-async fn blob(
+/// The form in which a layer goes; made unless it is `there`. `None`: the layer cannot be had.
+pub(super) async fn blob(
     root: &Root,
     client: &Client,
     imports: &Imports,
-    dest: &Path,
     to: &CacheTo,
     diff_id: DiffId,
+    there: impl AsyncFn(&Descriptor) -> bool,
 ) -> Result<Option<Blob>, CacheError> {
     let layers = root.layers();
     let algorithm = to.compression.algorithm;
@@ -114,9 +117,9 @@ async fn blob(
     for known in layers.blobs_of(&diff_id)? {
         let ours = known.level == Some(to.compression.level);
         let usable = known.algorithm == algorithm && (ours || (!exact && known.level.is_none()));
-        if usable && oci_layout::has_blob(dest, &known.digest, known.size) {
-            let path = root.blobs().path(&known.digest);
-            return Ok(Some((Descriptor::new(kind, known.digest, known.size), path)));
+        let descriptor = Descriptor::new(kind, known.digest, known.size);
+        if usable && there(&descriptor).await {
+            return Ok(Some((descriptor, root.blobs().path(&known.digest))));
         }
     }
     if !layers.contains(&diff_id)? {

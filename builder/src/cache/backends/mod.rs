@@ -1,7 +1,12 @@
-//! Where caches are kept: [`registry`], a [`local`] layout, and [`inline`] in the image itself.
+//! Where caches are kept: [`registry`], a [`local`] layout, an [`object`] store, and [`inline`] in the image itself.
 
 pub(crate) mod inline;
 pub(crate) mod local;
+#[cfg(feature = "object")]
+pub(crate) mod object;
+#[cfg(not(feature = "object"))]
+#[path = "no_object.rs"]
+pub(crate) mod object;
 pub(crate) mod registry;
 
 use image::Descriptor;

@@ -1,14 +1,11 @@
 //! Where the result of a build goes: outputs and caches.
 
-use std::collections::BTreeSet;
-
 use image::tree::Tree;
 use store::registry::Client;
 
 use super::{Build, Made};
-use crate::cache::export::{self as cache_export, Exports};
+use crate::cache::export::{self as cache_export, Exports, Material};
 use crate::cache::import::Imports;
-use crate::cache::session::Used;
 use crate::export::file::Sink;
 use crate::export::{self, AssembledImage, Exported, flat};
 use crate::failure::{Class, Failure, OrFail as _};
@@ -28,16 +25,14 @@ impl Build<'_> {
         if caches.is_empty() {
             return Ok(Exports::default());
         }
-        let mut used = Used::default();
-        let (mut results, mut named) = (Vec::new(), BTreeSet::new());
+        let mut material = Material::default();
         for made in made {
-            used.records.extend(made.used.records.clone());
-            used.memo.extend(made.used.memo.clone());
-            results.extend(made.layers.iter().copied());
-            named.extend(made.mounts.iter().cloned());
+            material.used.records.extend(made.used.records.clone());
+            material.used.memo.extend(made.used.memo.clone());
+            material.results.extend(made.layers.iter().copied());
+            material.named.extend(made.mounts.iter().cloned());
         }
-        cache_export::export(self.root, client, imports, caches, &named, &used, &results, &progress.handle())
-            .await
+        cache_export::export(self.root, client, imports, caches, &material, &progress.handle()).await
     }
 
     /// What caches of other builders saved and what they cost, if any were asked for.

@@ -51,8 +51,9 @@ use unpacked::Unpacked;
 
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
-    perform(session, &request(session, args)?)?;
-    if let Some(limit) = session.config.limit {
+    let request = request(session, args)?;
+    perform(session, &request)?;
+    if let Some(limit) = request.store_max.or(session.config.limit) {
         let policy = store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() };
         session.open()?.prune(&policy)?;
     }
