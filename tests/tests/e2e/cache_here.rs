@@ -108,6 +108,33 @@ fn stages_can_be_left_out_of_the_cache() {
 }
 
 #[test]
+fn a_linked_layer_is_put_on_another_base_as_it_is() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let other = env.context("other", &[("Dockerfile", "FROM busybox:1\nRUN echo > /new && rm /etc/group\n")]);
+    let _ = env.rbuild(["build", "-t", "other:1", &other.display().to_string()]).ok();
+    let linked = "ARG BASE\nFROM $BASE\nCOPY --link dir /made/dir\nADD --link file /made/\n";
+    let files = &[("Dockerfile", linked), ("dir/a", "1"), ("file", "2")];
+    let context = &env.context("linked", files).display().to_string();
+    let layers = |base: &str| -> Vec<String> {
+        let base_arg = format!("BASE={base}");
+        let _ = env.rbuild(["build", "-t", "x", "--build-arg", &base_arg, context]).ok();
+        for step in ["COPY", "ADD"] {
+            let explained = env.rbuild(["explain", step]).ok();
+            assert_eq!(explained.stdout.starts_with("CACHED"), base == "other:1", "{explained}");
+        }
+        let inspected = env.rbuild(["inspect", "x"]).ok().stdout;
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).expect("it is JSON");
+        serde_json::from_value(inspected[0]["RootFS"]["Layers"].clone()).expect("a list of digests")
+    };
+    let (one, two) = (layers("busybox:1"), layers("other:1"));
+    assert_eq!((one.len(), two.len()), (3, 4));
+    assert_eq!(one[1..], two[2..]);
+    let seen = env.rbuild(["run", "--rm", "x", "cat", "/made/dir/a", "/made/file"]).ok().stdout;
+    assert_eq!(seen, "12");
+}
+
+#[test]
 fn a_cached_build_needs_no_registry() {
     let registry = DockerRegistry::start();
     let base = format!("{}/base:1", registry.address());
