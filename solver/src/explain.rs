@@ -266,27 +266,15 @@ mod tests {
     use super::*;
     use crate::definition::{Definition, Metadata};
     use crate::key::ResultDigest;
-    use crate::op::{Mount, MountKind, Network, Security, Unkeyed};
+    use crate::op::{Mount, MountKind, Unkeyed};
     use image::{DiffId, Digest};
 
     fn exec() -> Exec {
+        let args = vec!["/bin/sh".to_owned(), "-c".to_owned(), "make".to_owned()];
         Exec {
-            args: vec!["/bin/sh".to_owned(), "-c".to_owned(), "make".to_owned()],
             env: vec!["PATH=/bin".to_owned(), "VERSION=1".to_owned()],
             cwd: "/src".to_owned(),
-            user: String::new(),
-            mounts: Vec::new(),
-            network: Network::Default,
-            security: Security::Sandbox,
-            devices: Vec::new(),
-            hostname: None,
-            extra_hosts: Vec::new(),
-            shm_size: None,
-            ulimits: Vec::new(),
-            cgroup_parent: None,
-            scripts: BTreeMap::new(),
-            platform: "linux/amd64".parse().unwrap(),
-            unkeyed: Unkeyed::default(),
+            ..Exec::new(args, "linux/amd64".parse().unwrap())
         }
     }
 

@@ -125,6 +125,30 @@ pub struct Exec {
     pub unkeyed: Unkeyed,
 }
 
+impl Exec {
+    /// Runs `args` as root in the sandbox, with nothing else said.
+    pub fn new(args: Vec<String>, platform: Platform) -> Self {
+        Self {
+            args,
+            env: Vec::new(),
+            cwd: String::new(),
+            user: String::new(),
+            mounts: Vec::new(),
+            network: Network::Default,
+            security: Security::Sandbox,
+            devices: Vec::new(),
+            hostname: None,
+            extra_hosts: Vec::new(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            cgroup_parent: None,
+            scripts: BTreeMap::new(),
+            platform,
+            unkeyed: Unkeyed::default(),
+        }
+    }
+}
+
 /// What an [`Exec`] needs and its key must not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unkeyed {

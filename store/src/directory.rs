@@ -58,11 +58,16 @@ impl DirectoryId {
     pub fn new(kind: DirectoryKind, name: &[u8]) -> Self {
         Self { kind, name: *blake3::hash(name).as_bytes() }
     }
+
+    /// The hash, in hex.
+    pub fn hex(&self) -> String {
+        hex::encode(self.name)
+    }
 }
 
 impl fmt::Display for DirectoryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.kind.name(), hex::encode(self.name))
+        write!(f, "{}/{}", self.kind.name(), self.hex())
     }
 }
 
@@ -104,32 +109,35 @@ impl Directories {
 
     /// The directory called `name`, made if it is not there. `description` is for `du`.
     pub fn open(&self, kind: DirectoryKind, name: &[u8], description: &str) -> Result<Directory, StoreError> {
-        let id = DirectoryId::new(kind, name);
-        // Held first: from here on it is not pruned.
-        let lease = self.root.lease([Item::Directory(id)])?;
-        let path = path(self.root.path(), &id);
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(StoreError::io("make", &path))?;
+        let directory = self.held(DirectoryId::new(kind, name))?;
+        let path = &directory.path;
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("make", path))?;
         let now = now();
         self.root.inner.db.write(|tx| {
             tx.prepare_cached(
                 "INSERT INTO directories VALUES (?1, ?2, ?3, ?4, ?4)
                 ON CONFLICT DO UPDATE SET last_used = excluded.last_used, description = excluded.description",
             )?
-            .execute((kind.code(), &id.name[..], description, now))
+            .execute((kind.code(), &directory.id.name[..], description, now))
         })?;
-        Ok(Directory { path, id, _lease: lease })
+        Ok(directory)
+    }
+
+    /// Where a directory is or would be: held first, so that from here on it is not pruned.
+    fn held(&self, id: DirectoryId) -> Result<Directory, StoreError> {
+        let lease = self.root.lease([Item::Directory(id)])?;
+        Ok(Directory { path: path(self.root.path(), &id), id, _lease: lease })
     }
 
     /// The directory with this ID, if it is there.
     pub fn reopen(&self, id: DirectoryId) -> Result<Option<Directory>, StoreError> {
-        let lease = self.root.lease([Item::Directory(id)])?;
-        let path = path(self.root.path(), &id);
+        let directory = self.held(id)?;
         let is_listed = self.root.inner.db.write(|tx| {
             let mut query =
                 tx.prepare_cached("UPDATE directories SET last_used = ?3 WHERE kind = ?1 AND name = ?2")?;
             query.execute((id.kind.code(), &id.name[..], now()))
         })? > 0;
-        Ok((is_listed && path.is_dir()).then_some(Directory { path, id, _lease: lease }))
+        Ok((is_listed && directory.path.is_dir()).then_some(directory))
     }
 
     /// All of one kind, the last made first.
@@ -148,10 +156,8 @@ impl Directories {
 
     /// The directory called `name`, if it is there.
     pub fn find(&self, kind: DirectoryKind, name: &[u8]) -> Result<Option<Directory>, StoreError> {
-        let id = DirectoryId::new(kind, name);
-        let lease = self.root.lease([Item::Directory(id)])?;
-        let path = path(self.root.path(), &id);
-        Ok(path.is_dir().then_some(Directory { path, id, _lease: lease }))
+        let directory = self.held(DirectoryId::new(kind, name))?;
+        Ok(directory.path.is_dir().then_some(directory))
     }
 
     pub(crate) fn list(&self) -> Result<Vec<DirectoryRow>, StoreError> {

@@ -94,6 +94,16 @@ impl Layers {
         Ok(self.rows(diff_ids)?.iter().map(Option::is_some).collect())
     }
 
+    /// Whether it can be made present without making it again: a compressed form is here, or known to be at a registry.
+    pub fn can_be_fetched(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        for blob in self.blobs_of(diff_id)? {
+            if self.root.blobs().contains(&blob.digest)? || !self.locations(&blob.digest)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Length of its tar in bytes, if it is here, whole.
     pub fn size(&self, diff_id: &DiffId) -> Result<Option<u64>, StoreError> {
         Ok(self.row(diff_id)?.map(|row| row.tar_size))

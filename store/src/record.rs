@@ -91,20 +91,7 @@ impl Records {
     /// Keeps a record, over an older one with its key.
     pub fn put(&self, record: &NewRecord<'_>) -> Result<(), StoreError> {
         let now = now();
-        self.root.inner.db.write(|tx| {
-            tx.prepare_cached(
-                "INSERT OR REPLACE INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?5, 0, ?6, NULL, ?7)",
-            )?
-            .execute((
-                &record.key[..],
-                &record.step[..],
-                record.diff_id.0.bytes(),
-                record.bytes,
-                now,
-                record.description,
-                record.seconds,
-            ))
-        })?;
+        self.insert("INSERT OR REPLACE", record, None, now, now)?;
         Ok(())
     }
 
@@ -112,20 +99,31 @@ impl Records {
     /// here. `origin` says which cache it came from, `created` when it was made there.
     pub fn put_new(&self, record: &NewRecord<'_>, origin: &str, created: i64) -> Result<bool, StoreError> {
         let now = now();
+        Ok(self.insert("INSERT OR IGNORE", record, Some(origin), created.min(now), now)? > 0)
+    }
+
+    /// The number of rows that changed.
+    fn insert(
+        &self,
+        how: &str,
+        record: &NewRecord<'_>,
+        origin: Option<&str>,
+        created: i64,
+        now: i64,
+    ) -> Result<usize, StoreError> {
+        let sql = format!("{how} INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9)");
         Ok(self.root.inner.db.write(|tx| {
-            tx.prepare_cached("INSERT OR IGNORE INTO records VALUES (?1, ?2, ?3, ?4, ?7, ?5, 0, ?6, ?8, ?9)")?
-                .execute((
-                    &record.key[..],
-                    &record.step[..],
-                    record.diff_id.0.bytes(),
-                    record.bytes,
-                    now,
-                    record.description,
-                    created.min(now),
-                    origin,
-                    record.seconds,
-                ))
-                .map(|rows| rows > 0)
+            tx.prepare_cached(&sql)?.execute((
+                &record.key[..],
+                &record.step[..],
+                record.diff_id.0.bytes(),
+                record.bytes,
+                created,
+                now,
+                record.description,
+                origin,
+                record.seconds,
+            ))
         })?)
     }
 

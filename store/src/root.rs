@@ -474,7 +474,7 @@ impl Drop for Process {
 }
 
 /// Seconds since the epoch; a clock before 1970 is 1970.
-pub(crate) fn now() -> i64 {
+pub fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))

@@ -43,18 +43,9 @@ impl<'a> StoreCache<'a> {
         // Held first, looked for after: a prune in between takes nothing that is then found. All at once: a lease is a
         // lock and a write.
         self.root.hold(diff_ids.iter().copied().map(Item::Layer))?;
-        let here = self.root.layers().contained(diff_ids)?;
-        diff_ids.iter().zip(here).map(|(diff_id, here)| Ok(here || self.is_remote(*diff_id)?)).collect()
-    }
-
-    fn is_remote(&self, diff_id: DiffId) -> Result<bool, StoreError> {
         let layers = self.root.layers();
-        for blob in layers.blobs_of(&diff_id)? {
-            if self.root.blobs().contains(&blob.digest)? || !layers.locations(&blob.digest)?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let here = layers.contained(diff_ids)?;
+        diff_ids.iter().zip(here).map(|(diff_id, here)| Ok(here || layers.can_be_fetched(diff_id)?)).collect()
     }
 }
 

@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::error::WorkerError;
-use crate::exec::{self, Mount, Network, Plan, Source};
-use crate::mount::Times;
-use crate::step::Held;
-use crate::worker::Worker;
 use image::DiffId;
 use image::config::ContainerConfig;
 use solver::op;
+
+use crate::error::WorkerError;
+use crate::exec::{Mount, Network, Plan, Source};
+use crate::mount::Times;
+use crate::step::Held;
+use crate::worker::Worker;
 
 /// A container to be.
 #[derive(Clone, Debug)]
@@ -85,41 +86,26 @@ impl Spec {
 impl Worker {
     /// Makes everything ready that the container's process needs.
     pub async fn prepare(&self, spec: Spec) -> Result<Prepared, WorkerError> {
-        if let Some(reason) = &self.options().no_steps {
-            return Err(WorkerError::Host(reason.clone()));
-        }
+        self.can_run_steps()?;
         let tree = self.tree(&spec.layers)?;
         let identity = self.identity(&tree, &spec.user)?;
         let lowers = self.lowers(spec.layers, Times::new()).await?;
         let mut held = Held::default();
         let root = self.writable(lowers.clone(), &mut held)?.0;
         let exec = op::Exec {
-            args: spec.args,
             env: spec.env,
             cwd: spec.cwd,
             user: spec.user,
-            mounts: Vec::new(),
-            network: op::Network::Default,
+            network: match spec.network {
+                Network::Host => op::Network::Host,
+                Network::None => op::Network::None,
+            },
             security: spec.security,
-            devices: Vec::new(),
             hostname: Some(spec.hostname),
-            extra_hosts: Vec::new(),
-            shm_size: None,
-            ulimits: Vec::new(),
-            cgroup_parent: None,
-            scripts: Default::default(),
-            platform: image::Platform::host(),
             unkeyed: op::Unkeyed { proxy_env: Vec::new(), hosts: spec.hosts },
+            ..op::Exec::new(spec.args, image::Platform::host())
         };
-        let resolved = exec::Resolved {
-            root,
-            skeletons: Some(self.root().path().join("skeletons")),
-            mounts: Vec::new(),
-            identity,
-            default_network: spec.network,
-            resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, spec.network == Network::Host),
-        };
-        let mut plan = exec::plan(&exec, resolved)?;
+        let mut plan = self.plan_of(&exec, root, Vec::new(), identity)?;
         plan.read_only = spec.read_only;
         if spec.read_only {
             // Volumes hold data: they can be written to, and begin with what the image has there.

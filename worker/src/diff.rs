@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::inside;
+use crate::isolate::userns::Ids;
 
 /// Which extended attributes overlayfs keeps its marks in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,11 @@ pub enum Marks {
 }
 
 impl Marks {
+    /// Where overlayfs keeps them when this process mounts it.
+    pub fn of_this_process() -> Self {
+        if Ids::current().is_namespace() { Self::User } else { Self::Trusted }
+    }
+
     /// What the attributes' names begin with.
     pub fn prefix(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use solver::op::{self, FileAction};
 use solver::runner::{InputRef, Job, Outcome, Task};
 use store::layer::Stored;
 use store::pool;
+use store::root::now;
 use store::timing::{self, Of};
 
 use crate::error::WorkerError;
@@ -35,7 +36,7 @@ impl Worker {
             content: stored.index.content(),
             seconds: started.elapsed().as_secs_f64(),
             bytes: stored.size,
-            created: self.now(),
+            created: now(),
         })
     }
 
@@ -86,8 +87,7 @@ impl Worker {
         cancel: Cancel,
     ) -> Result<Stored, WorkerError> {
         let root = self.root().clone();
-        let options =
-            file::Options { created: self.now(), temporary: root.temp_dir()?.to_owned(), earlier: None };
+        let options = file::Options { created: now(), temporary: root.temp_dir()?.to_owned(), earlier: None };
         pool::spawn(move || -> Result<Stored, WorkerError> {
             let open_tar = |layer: &DiffId| root.layers().open_tar(layer);
             let earlier = earlier.and_then(|layer| Earlier::open(&root.layers(), &layer));

@@ -13,7 +13,6 @@ use store::root::Root;
 use crate::diff::{self, Marks};
 use crate::error::WorkerError;
 use crate::inside;
-use crate::isolate::userns::Ids;
 use crate::mount::{MountError, dirs};
 use crate::seen::{Seen, Written};
 
@@ -83,7 +82,7 @@ pub fn save<W: Write + Send>(directory: &MountDirectory, out: W) -> Result<(W, A
     let failed = |source| WorkerError::Io { path: path.clone(), source };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-    let options = diff::Options { marks: marks(), lower: None };
+    let options = diff::Options { marks: Marks::of_this_process(), lower: None };
     let (out, index) = diff::write_layer(dir.as_fd(), &options, out)?;
     let nanoseconds = index.entries().iter().map(|entry| {
         let fd = inside::open(dir.as_fd(), &entry.path, OFlags::PATH, Mode::empty())?;
@@ -111,7 +110,7 @@ pub fn restore(
         .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     fs::create_dir(&temp).map_err(failed)?;
     let dir = File::open(&temp).map_err(failed)?;
-    dirs::extract(&index, &plain, dir.as_fd(), marks()).map_err(MountError::from)?;
+    dirs::extract(&index, &plain, dir.as_fd(), Marks::of_this_process()).map_err(MountError::from)?;
     if attributes.nanoseconds.len() == index.entries().len() {
         for (entry, nanoseconds) in index.entries().iter().zip(&attributes.nanoseconds) {
             // What this host cannot make is not there.
@@ -122,14 +121,14 @@ pub fn restore(
                 .map_err(|errno| failed(errno.into()))?;
         }
     }
-    let (mode, uid, gid) = attributes.root;
-    fs::set_permissions(&temp, fs::Permissions::from_mode(u32::from(mode & 0o7777))).map_err(failed)?;
-    std::os::unix::fs::chown(&temp, Some(uid), Some(gid)).map_err(failed)?;
-    fs::rename(&temp, directory.files()).map_err(failed)
+    publish(&temp, attributes.root, &directory.files()).map_err(failed)
 }
 
-fn marks() -> Marks {
-    if Ids::current().is_namespace() { Marks::User } else { Marks::Trusted }
+/// Makes `temp` the files of a mount; they are complete. The mode and the owner are those of the directory itself.
+pub(crate) fn publish(temp: &Path, (mode, uid, gid): (u16, u32, u32), files: &Path) -> io::Result<()> {
+    fs::set_permissions(temp, fs::Permissions::from_mode(u32::from(mode & 0o7777)))?;
+    std::os::unix::fs::chown(temp, Some(uid), Some(gid))?;
+    fs::rename(temp, files)
 }
 
 #[cfg(test)]

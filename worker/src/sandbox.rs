@@ -160,9 +160,7 @@ impl Worker {
         directory: Directory,
         args: &[String],
     ) -> Result<Prepared, SandboxError> {
-        if let Some(reason) = &self.options().no_steps {
-            return Err(WorkerError::Host(reason.clone()).into());
-        }
+        self.can_run_steps()?;
         let lock: Option<KeyLock> =
             self.root().locks().try_lock(format!("sandbox {}", directory.id()).as_bytes())?;
         let mut held = Held { locks: vec![lock.ok_or(SandboxError::Taken)?], ..Held::default() };
@@ -224,9 +222,7 @@ impl Worker {
         exec: &op::Exec,
         args: &[String],
     ) -> Result<Prepared, WorkerError> {
-        if let Some(reason) = &self.options().no_steps {
-            return Err(WorkerError::Host(reason.clone()));
-        }
+        self.can_run_steps()?;
         let mut inputs = inputs.to_vec();
         if let Moment::After(snapshot) = moment {
             let root = InputRef { id: job.id, vertex: job.vertex, result: None, snapshot: Some(snapshot) };

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bstr::{BString, ByteSlice as _};
 use image::layer::{Entry, Kind, LayerIndex};
@@ -138,11 +137,6 @@ fn directory_contents(entries: &[Entry]) -> HashMap<usize, blake3::Hasher> {
         }
     }
     names
-}
-
-/// Now, seconds since the epoch.
-pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 #[cfg(test)]

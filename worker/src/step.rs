@@ -22,7 +22,7 @@ use store::directory::{Directory, DirectoryKind};
 use store::layer::Stored;
 use store::lock::KeyLock;
 use store::pool;
-use store::root::Root;
+use store::root::{Root, now};
 use store::temp::WorkDir;
 use store::timing::{self, Of};
 
@@ -79,9 +79,7 @@ impl Worker {
         task: &Task<'_>,
         exec: &op::Exec,
     ) -> Result<Outcome, WorkerError> {
-        if let Some(reason) = &self.options().no_steps {
-            return Err(WorkerError::Host(reason.clone()));
-        }
+        self.can_run_steps()?;
         let of = Of::Step(job.id.index());
         let ready = self.ready(job, &task.inputs, exec).await?;
         let exec_phase = timing::phase("exec", of);
@@ -110,7 +108,7 @@ impl Worker {
         let seconds = started.elapsed().as_secs_f64();
         for mount in &ready.held.mounts {
             let at = mount.files();
-            mount.set_written(seen::now()).map_err(|source| WorkerError::Io { path: at, source })?;
+            mount.set_written(now()).map_err(|source| WorkerError::Io { path: at, source })?;
         }
         if !exit.success() {
             // Now: what the step wrote takes no more space in a moment.
@@ -131,7 +129,7 @@ impl Worker {
             content: stored.index.content(),
             seconds,
             bytes: stored.size,
-            created: self.now(),
+            created: now(),
         })
     }
 
@@ -193,30 +191,21 @@ impl Worker {
         Ok(plan)
     }
 
-    /// An overlay over `lowers` whose changes are kept as long as `held`, and where they are kept.
+    /// An overlay over `lowers` whose changes are kept as long as `held` and the overlay are there, and where they are
+    /// kept.
     pub(crate) fn writable(
         &self,
         lowers: Vec<Lower>,
         held: &mut Held,
     ) -> Result<(exec::Root, PathBuf), WorkerError> {
-        let (root, upper, dir) = self.writable_overlay(lowers)?;
-        held.work.push(dir);
-        Ok((root, upper))
-    }
-
-    /// An overlay over `lowers`, where its changes are kept while there is a clone of it, and a directory that must be
-    /// there as long.
-    pub(crate) fn writable_overlay(
-        &self,
-        lowers: Vec<Lower>,
-    ) -> Result<(exec::Root, PathBuf, WorkDir), WorkerError> {
         let dir = self.root().work_dir()?;
         if !self.keeps_changes() {
             let scratch = Scratch::new(dir.path()).map_err(|errno| {
                 WorkerError::Host(format!("no file system in memory can be made: {errno}"))
             })?;
             let upper = scratch.upper();
-            return Ok((exec::Root::Overlay { lowers, access: Access::InMemory(scratch) }, upper, dir));
+            held.work.push(dir);
+            return Ok((exec::Root::Overlay { lowers, access: Access::InMemory(scratch) }, upper));
         }
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         for path in [&upper, &work] {
@@ -227,7 +216,8 @@ impl Worker {
         fs::set_permissions(&upper, open)
             .map_err(|source| WorkerError::Io { path: upper.clone(), source })?;
         let root = exec::Root::Overlay { lowers, access: Access::Writable { upper: upper.clone(), work } };
-        Ok((root, upper, dir))
+        held.work.push(dir);
+        Ok((root, upper))
     }
 
     /// What a mount needs.
@@ -337,7 +327,7 @@ impl Worker {
         let directories = held.mounts.clone();
         pool::spawn(move || {
             let mut mounts: Vec<_> = directories.iter().map(MountDirectory::state).collect();
-            let times = seen::times(&view, &mut mounts, seen::now());
+            let times = seen::times(&view, &mut mounts, now());
             for (directory, (seen, _)) in directories.iter().zip(&mounts) {
                 let path = directory.files();
                 directory.set_seen(seen).map_err(|source| WorkerError::Io { path, source })?;
@@ -419,13 +409,13 @@ impl Worker {
             let (directory, lock, name) = self.cache_directory(job, &name, id, *sharing).await?;
             let kept = MountDirectory::new(directory.path());
             let path = kept.files();
-            let exclusive = *sharing != Sharing::Shared;
+            let used = UsedMount::new(&name, id, *sharing);
+            let exclusive = used.exclusive;
             if lock.is_some() && !path.exists() && !self.import_cache(job, &name, directory.path()).await? {
                 self.fill_cache(job, inputs, *input, source, &path, (*mode, *uid, *gid)).await?;
             }
             if let Some(mounts) = &self.options().mounts {
-                let id = id.replacen("//", "/", 1);
-                mounts.used(UsedMount { name: name.into_bytes(), id, exclusive });
+                mounts.used(used);
             }
             held.mounts.push(kept);
             held.directories.push(directory);
@@ -503,10 +493,7 @@ impl Worker {
                 pool::spawn(move || copy_into(&root, input, &source, &into, marks, &cancel)).await??
             }
         };
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(u32::from(mode));
-        fs::set_permissions(&temp, permissions).map_err(at(&temp))?;
-        std::os::unix::fs::chown(&temp, Some(uid), Some(gid)).map_err(at(&temp))?;
-        fs::rename(&temp, path).map_err(at(path))
+        kept::publish(&temp, (mode, uid, gid), path).map_err(at(path))
     }
 
     /// Who `user` is in the image.

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bstr::{BString, ByteSlice as _};
 use futures::FutureExt as _;
@@ -23,7 +23,7 @@ use solver::cancel::Cancel;
 use solver::definition::{Selector, VertexId};
 use solver::event::Event;
 use solver::key::ResultDigest;
-use solver::op::{Op, Source};
+use solver::op::{Op, Sharing, Source};
 use solver::record::{RecordedInput, Snapshot, SnapshotLayer};
 use solver::runner::{InputRef, Job, Loaded, Outcome, Pin, Runner, Selection, Task};
 use store::pool;
@@ -37,7 +37,6 @@ use crate::error::WorkerError;
 use crate::exec::{Lower, Network, Secret};
 use crate::file::{self, picks};
 use crate::isolate::limits::raise_files;
-use crate::isolate::userns::Ids;
 use crate::mount::mounter::{Choice, choose};
 use crate::mount::scratch;
 use crate::mount::{Mounter, Times};
@@ -107,6 +106,17 @@ pub struct UsedMount {
     pub id: String,
     /// Nobody else has it meanwhile.
     pub exclusive: bool,
+}
+
+impl UsedMount {
+    /// The mount that is called `name` in the store, for a step that gives it this `id` and shares it so.
+    pub fn new(name: &str, id: &str, sharing: Sharing) -> Self {
+        Self {
+            name: name.as_bytes().to_vec(),
+            id: id.replacen("//", "/", 1),
+            exclusive: sharing != Sharing::Shared,
+        }
+    }
 }
 
 /// Runs the ops of one build.
@@ -182,9 +192,14 @@ impl Worker {
         &self.images
     }
 
+    /// An error that says why this host cannot run steps, if it cannot.
+    pub(crate) fn can_run_steps(&self) -> Result<(), WorkerError> {
+        self.options.no_steps.as_ref().map_or(Ok(()), |reason| Err(WorkerError::Host(reason.clone())))
+    }
+
     /// Where overlayfs keeps its marks on this host.
     pub(crate) fn marks(&self) -> Marks {
-        if Ids::current().is_namespace() { Marks::User } else { Marks::Trusted }
+        Marks::of_this_process()
     }
 
     /// Makes layers ready for mounting. Found out when the first step runs.
@@ -199,7 +214,7 @@ impl Worker {
     /// Whether the state directory is where overlayfs can keep what a step changes. Found out when the first step runs.
     pub(crate) fn keeps_changes(&self) -> bool {
         *self.keeps_changes.get_or_init(|| {
-            scratch::keeps_changes(&self.root, self.marks() == Marks::User)
+            scratch::keeps_changes(&self.root, self.marks())
                 .inspect_err(|errno| {
                     tracing::warn!("steps write to memory: no overlay in {:?}: {errno}", self.root.path());
                 })
@@ -217,14 +232,11 @@ impl Worker {
             self.merge_lowest(&mut layers, &mut times, FLATTENED).await?;
         }
         if !self.keeps_changes() {
-            let mut deleting = None;
-            for (at, layer) in layers.iter().enumerate() {
-                if self.root.layers().index(layer)?.deletes() {
-                    deleting = Some(at);
+            for last in (0..layers.len()).rev() {
+                if self.root.layers().index(&layers[last])?.deletes() {
+                    self.merge_lowest(&mut layers, &mut times, last + 1).await?;
+                    break;
                 }
-            }
-            if let Some(last) = deleting {
-                self.merge_lowest(&mut layers, &mut times, last + 1).await?;
             }
         }
         let mounter = self.mounter();
@@ -282,11 +294,6 @@ impl Worker {
 
     pub(crate) fn emit(&self, event: Event) {
         (self.events)(event);
-    }
-
-    /// Now, seconds since the epoch.
-    pub(crate) fn now(&self) -> i64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
     }
 
     /// The merged view over layers that are here.

@@ -2,25 +2,25 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use image::{ContentDigest, Descriptor, DiffId, Reference};
+use image::{ContentDigest, Descriptor, DiffId};
 use solver::record::{Record, SnapshotLayer};
-use store::archive::OciLayout;
 use store::pool;
 use store::registry::Client;
-use store::root::Root;
+use store::root::{Root, now};
 use store::temp::WorkDir;
 use worker::UsedMount;
 
 use super::CacheError;
 use super::backends::{Sent, local, object, registry};
 use super::format::{CacheIndex, CachedStep};
-use super::import::Imports;
-use super::mounts::index::{CachedMount, MAX_BLOB, MountIndex};
+use super::import::{Imports, Place};
+use super::mounts::index::{CachedMount, MountIndex};
 use super::mounts::save::{self, name_of};
 use super::options::{CacheTo, Mode, Target};
-use super::session::{self, Used};
+use super::session::Used;
 use crate::failure::{Class, Failure};
 use crate::progress::Handle;
 
@@ -185,7 +185,7 @@ async fn add_mounts(
         };
         with_index.push((mount, index));
     }
-    let (job_root, known, now) = (root.clone(), known.to_vec(), session::now());
+    let (job_root, known, now) = (root.clone(), known.to_vec(), now());
     let saved = pool::spawn(move || save::save(&job_root, &with_index, &known, max, now)).await??;
     plan.index.mounts = saved.mounts;
     plan.files = saved.new;
@@ -193,50 +193,37 @@ async fn add_mounts(
 }
 
 /// A cache that is there already, where another is to be written.
-struct Existing<'a> {
+struct Existing {
     index: CacheIndex,
-    at: At<'a>,
+    place: Place,
 }
 
-enum At<'a> {
-    Registry(&'a Reference),
-    Layout(OciLayout),
-    Objects(object::Store),
-}
-
-impl<'a> Existing<'a> {
+impl Existing {
     /// `None`: there is none, or none that can be read.
-    async fn open(root: &Root, client: &Client, target: &'a Target) -> Option<Self> {
-        match target {
+    async fn open(root: &Root, client: &Client, target: &Target) -> Option<Self> {
+        let (index, place) = match target {
             Target::Registry { reference, insecure } => {
                 let client = crate::registry::insecure(
                     client.clone(),
                     insecure.then_some(reference.registry.as_str()),
                 );
-                let index = registry::read(&client, reference).await.ok()?;
-                Some(Self { index, at: At::Registry(reference) })
+                (registry::read(&client, reference).await.ok()?, Place::Registry(reference.clone()))
             }
             Target::Local { dest, tag, .. } => {
                 let (layout, index) = local::read(root, dest, tag, None).ok()?;
-                Some(Self { index, at: At::Layout(layout) })
+                (index, Place::Layout(Arc::new(layout)))
             }
             Target::Objects(objects) => {
                 let store = object::Store::open(objects).ok()?;
-                Some(Self { index: store.read().await.ok()?, at: At::Objects(store) })
+                (store.read().await.ok()?, Place::Objects(store))
             }
-            Target::Inline => None,
-        }
+            Target::Inline => return None,
+        };
+        Some(Self { index, place })
     }
 
     async fn mount_index(&self, client: &Client, mount: &CachedMount) -> Option<MountIndex> {
-        let bytes = match &self.at {
-            At::Registry(reference) => {
-                client.blob_bytes(reference, &mount.index, MAX_BLOB).await.ok()?.to_vec()
-            }
-            At::Layout(layout) => layout.blob_bytes(&mount.index, MAX_BLOB).ok()?,
-            At::Objects(store) => store.blob_bytes(&mount.index, MAX_BLOB).await.ok()?.to_vec(),
-        };
-        MountIndex::from_bytes(&bytes).ok()
+        MountIndex::from_bytes(&self.place.blob(client, mount.index.clone()).await.ok()?).ok()
     }
 }
 

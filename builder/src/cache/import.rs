@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, join_all};
 use image::{ContentDigest, Descriptor, DiffId, Reference};
@@ -63,10 +64,24 @@ struct Import {
 }
 
 /// Where the blobs of a cache are.
-enum Place {
+pub(super) enum Place {
     Registry(Reference),
     Layout(Arc<OciLayout>),
     Objects(object::Store),
+}
+
+impl Place {
+    /// The bytes of a blob of a cache mount.
+    pub(super) async fn blob(&self, client: &Client, blob: Descriptor) -> Result<Bytes, CacheError> {
+        match self {
+            Self::Registry(reference) => Ok(client.blob_bytes(reference, &blob, MAX_BLOB).await?),
+            Self::Layout(layout) => {
+                let layout = layout.clone();
+                Ok(pool::spawn(move || layout.blob_bytes(&blob, MAX_BLOB)).await??.into())
+            }
+            Self::Objects(store) => store.blob_bytes(&blob, MAX_BLOB).await,
+        }
+    }
 }
 
 impl fmt::Debug for Imports {
@@ -264,7 +279,8 @@ impl Imports {
         let Some((import, mount)) = found.max_by_key(|(_, mount)| mount.used) else { return false };
         let task = self.progress.task(&format!("importing cache mount {}", mount.id));
         let begin = Instant::now();
-        let loaded = load::load(&self.root, mount, directory, |blob| self.mount_blob(import, blob)).await;
+        let loaded =
+            load::load(&self.root, mount, directory, |blob| import.place.blob(&self.client, blob)).await;
         let bytes = mount.index.size + mount.packs.iter().map(|pack| pack.size).sum::<u64>();
         let (bytes_before, seconds) = self.fetched.get();
         self.fetched.set((bytes_before + bytes, seconds + begin.elapsed().as_secs_f64()));
@@ -280,17 +296,6 @@ impl Imports {
             }
         }
         true
-    }
-
-    async fn mount_blob(&self, import: &Import, blob: Descriptor) -> Result<bytes::Bytes, CacheError> {
-        match &import.place {
-            Place::Registry(reference) => Ok(self.client.blob_bytes(reference, &blob, MAX_BLOB).await?),
-            Place::Layout(layout) => {
-                let layout = layout.clone();
-                Ok(pool::spawn(move || layout.blob_bytes(&blob, MAX_BLOB)).await??.into())
-            }
-            Place::Objects(store) => store.blob_bytes(&blob, MAX_BLOB).await,
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
@@ -14,7 +14,7 @@ use solver::definition::Vertex;
 use solver::key::{CacheKey, ResultDigest};
 use solver::record::{Record, RecordedInput};
 use solver::runner::{Cache, StepId};
-use store::root::Root;
+use store::root::{Root, now};
 use worker::cache::StoreCache;
 
 use super::import::Imports;
@@ -78,10 +78,6 @@ impl<'a> BuildCache<'a> {
         let entry = self.root.records().entry(&key.0.0);
         entry.ok().flatten().is_some_and(|entry| older_than(entry.created, ttl, now()))
     }
-}
-
-pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 fn older_than(created: i64, ttl: Duration, now: i64) -> bool {

@@ -5,7 +5,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 use store::root::Root;
 use worker::diff::Marks;
-use worker::isolate::userns::Ids;
 use worker::mount::{mounter, scratch};
 use worker::probe::{Fact, Found, probe};
 
@@ -65,12 +64,12 @@ fn state(session: &Session) -> Vec<Fact> {
         Ok(root) => root,
         Err(failure) => return vec![Fact { name, purpose, found: Found::Missing(failure.message) }],
     };
-    let marks = if Ids::current().is_namespace() { Marks::User } else { Marks::Trusted };
+    let marks = Marks::of_this_process();
     vec![Fact { name, purpose, found: space(root.path()) }, layers(&root, marks), writes(&root, marks)]
 }
 
 fn writes(root: &Root, marks: Marks) -> Fact {
-    let found = match scratch::keeps_changes(root, marks == Marks::User) {
+    let found = match scratch::keeps_changes(root, marks) {
         Ok(()) => Found::Yes("in the state directory".to_owned()),
         Err(errno) => Found::Lacking(format!(
             "in memory: overlayfs cannot write to the state directory's file system: {errno}; put it on a volume"

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use store::gc::{Filter, Policy, Pruned, Usage, UsageKind};
+use store::root::now;
 
-use super::images::now;
 use super::{Session, print};
 use crate::cli::{DuArgs, PruneArgs};
 use crate::failure::{Class, Failure};

@@ -1,12 +1,10 @@
 //! `images`, `rmi`, `tag`, `history` and `inspect`: what is in the store.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use image::manifest::Document;
 use image::{Descriptor, Reference};
 use serde_json::{Value, json};
 use store::error::StoreError;
-use store::root::Root;
+use store::root::{Root, now};
 use store::tag::{ListedImage, ListedManifest};
 
 use super::{Session, print};
@@ -270,8 +268,4 @@ fn short(id: &str) -> String {
         Some((_, hex)) => hex.chars().take(12).collect(),
         None => id.to_owned(),
     }
-}
-
-pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

@@ -59,19 +59,7 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
     let config = find(root, &images, &client, &args.image, &platform).await?;
     let spec = spec(args, &config, &|name| std::env::var(name).ok())?;
 
-    let options = Options {
-        contexts: Default::default(),
-        secrets: Default::default(),
-        agents: Default::default(),
-        devices: Default::default(),
-        default_network: spec.network,
-        remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        keep_failed: None,
-        elsewhere: None,
-        mounts: None,
-        no_steps: session.no_steps.clone(),
-    };
+    let options = options(session, root, client);
     let worker = Worker::new(root.clone(), options, images, Rc::new(|_| {}));
     let publish = args.publish.iter().map(|text| port(text)).collect::<Result<_, _>>()?;
     let stop = args.stop_signal.as_deref().unwrap_or(&config.config.stop_signal);
@@ -85,6 +73,23 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
         stop_timeout: STOP_TIMEOUT,
     };
     to_its_end(container).await
+}
+
+/// A worker's, outside a build.
+pub(super) fn options(session: &Session, root: &Root, client: Rc<Client>) -> Options {
+    Options {
+        contexts: Default::default(),
+        secrets: Default::default(),
+        agents: Default::default(),
+        devices: Default::default(),
+        default_network: Network::Host,
+        remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        no_steps: session.no_steps.clone(),
+        keep_failed: None,
+        elsewhere: None,
+        mounts: None,
+    }
 }
 
 /// Runs a container; the exit code that a shell would give.

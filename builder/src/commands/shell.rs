@@ -5,13 +5,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use store::directory::{DirectoryId, DirectoryKind, DirectoryRow};
-use store::root::Root;
+use store::root::{Root, now};
 use worker::Worker;
 use worker::cdi::Registry;
 use worker::container::Prepared;
 use worker::exec::Container;
 use worker::sandbox::SandboxError;
-use worker::source::remote::{Access, Remotes};
 use worker::source::resolve::{Images, Policy};
 
 use super::{Session, build, print, run};
@@ -44,7 +43,7 @@ pub(crate) fn shell(session: &Session, args: ShellArgs) -> Result<(), Failure> {
 
 /// The ID of a kept sandbox, as people see it.
 pub(crate) fn name(id: &DirectoryId) -> String {
-    id.name[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    id.hex()[..12].to_owned()
 }
 
 /// Whether there is a terminal to work at.
@@ -54,7 +53,7 @@ pub(crate) fn at_terminal() -> bool {
 
 fn list(root: &Root) -> Result<(), Failure> {
     let kept = root.directories().of_kind(DirectoryKind::Sandbox)?;
-    let now = jiff::Timestamp::now().as_second();
+    let now = now();
     let mut table = vec![["ID", "CREATED", "COMMAND"].map(str::to_owned).to_vec()];
     table.extend(kept.iter().map(|row| {
         let command = show::shorten(&row.description.replace(['\n', '\t'], " "), 60);
@@ -64,9 +63,8 @@ fn list(root: &Root) -> Result<(), Failure> {
 }
 
 fn find(root: &Root, id: &str) -> Result<DirectoryRow, Failure> {
-    let full = |row: &DirectoryRow| row.id.name.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut found = root.directories().of_kind(DirectoryKind::Sandbox)?;
-    found.retain(|row| full(row).starts_with(id));
+    found.retain(|row| row.id.hex().starts_with(id));
     match found.len() {
         0 => Err(Failure::usage(format!("there is no kept sandbox {id:?}")).hint(
             "`rbuild shell` lists them; `rbuild build --on-error=keep` keeps those of steps that fail",
@@ -90,17 +88,10 @@ fn kept(
     let images = Rc::new(Images::new(root.clone(), client.clone(), Policy::Missing));
     let agents = Agents::new(&root, &request.ssh)?;
     let options = worker::Options {
-        contexts: Default::default(),
         secrets: request::secrets(&request.secrets)?,
         agents: agents.sockets.clone(),
         devices: Rc::new(Registry::load(&session.config.device_specs())),
-        default_network: worker::exec::Network::Host,
-        remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        no_steps: session.no_steps.clone(),
-        keep_failed: None,
-        elsewhere: None,
-        mounts: None,
+        ..run::options(session, &root, client)
     };
     let worker = Worker::new(root, options, images, Rc::new(|_| {}));
     let code = session.runtime()?.block_on(async {

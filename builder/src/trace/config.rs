@@ -89,13 +89,10 @@ fn parent(text: &str) -> Option<(Parent, bool)> {
     (is_known && parent.trace != [0; 16] && parent.span != [0; 8]).then_some((parent, flags & 1 == 1))
 }
 
-fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let is_hex = hex.len() == 2 * N && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    for (at, byte) in bytes.iter_mut().enumerate().filter(|_| is_hex) {
-        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
-    }
-    is_hex.then_some(bytes)
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// `name=value,name=value`, values percent-encoded.

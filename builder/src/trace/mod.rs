@@ -59,8 +59,7 @@ pub(crate) struct Steps {
 impl Tracer {
     /// Begins the trace, or a part of the caller's.
     pub(crate) fn begin(config: Config, name: &str, attributes: Vec<(&'static str, Value)>) -> Self {
-        let trace =
-            config.parent.map_or_else(|| nonzero(fastrand::u128(..)).to_be_bytes(), |parent| parent.trace);
+        let trace = config.parent.map_or_else(|| fastrand::u128(1..).to_be_bytes(), |parent| parent.trace);
         let mut root = span(name, config.parent.map(|parent| parent.span));
         root.attributes = attributes;
         Self { config, trace, root, spans: Rc::default() }
@@ -165,7 +164,8 @@ impl Steps {
 
 fn span(name: &str, parent: Option<[u8; 8]>) -> Span {
     Span {
-        id: nonzero(u128::from(fastrand::u64(..)) | 1).to_be_bytes()[8..].try_into().expect("eight bytes"),
+        // Zero is no ID.
+        id: fastrand::u64(1..).to_be_bytes(),
         parent,
         name: name.to_owned(),
         start: now(),
@@ -173,11 +173,6 @@ fn span(name: &str, parent: Option<[u8; 8]>) -> Span {
         attributes: Vec::new(),
         status: Status::Unset,
     }
-}
-
-/// Zero is no ID.
-fn nonzero(id: u128) -> u128 {
-    id.max(1)
 }
 
 /// Nanoseconds since the epoch.

@@ -58,8 +58,8 @@ impl Span {
             json!({ "key": name, "value": value })
         });
         let mut span = json!({
-            "traceId": hex(trace),
-            "spanId": hex(&self.id),
+            "traceId": hex::encode(trace),
+            "spanId": hex::encode(self.id),
             "name": self.name,
             "kind": 1,
             "startTimeUnixNano": self.start.to_string(),
@@ -67,7 +67,7 @@ impl Span {
             "attributes": attributes.collect::<Vec<_>>(),
         });
         if let Some(parent) = &self.parent {
-            span["parentSpanId"] = hex(parent).into();
+            span["parentSpanId"] = hex::encode(parent).into();
         }
         if !state.is_empty() {
             span["traceState"] = state.into();
@@ -79,10 +79,6 @@ impl Span {
         }
         span
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

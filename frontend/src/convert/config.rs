@@ -138,11 +138,10 @@ impl StageBuilder<'_, '_> {
                 .map_err(|error| error.diagnostic(span))?;
             self.warn_undefined(&expanded.unmatched);
             for text in &expanded.words {
-                let of_word = ports::parse(text)
-                    .map_err(|error| Diagnostic::error("expose", word.span, error.to_string()))
-                    .map_err(|error| {
-                        error.with_help("write 1 to 65535, or a range 80-90, and /tcp, /udp or /sctp")
-                    })?;
+                let of_word = ports::parse(text).map_err(|error| {
+                    Diagnostic::error("expose", word.span, error.to_string())
+                        .with_help("write 1 to 65535, or a range 80-90, and /tcp, /udp or /sctp")
+                })?;
                 ports.extend(of_word);
             }
         }

@@ -21,7 +21,7 @@ use super::*;
 use crate::definition::{Input, Metadata, Pick};
 use crate::key::InputDigest;
 use crate::machine::Machine;
-use crate::op::{Exec, File, FileAction, Network, Op, Security, Source, Unkeyed};
+use crate::op::{Exec, File, FileAction, Op, Source};
 use crate::record::SnapshotLayer;
 use crate::runner::Pin;
 
@@ -418,24 +418,8 @@ fn file_op(op: u8, base: bool) -> Op {
 }
 
 fn exec_op(op: u8) -> Op {
-    Op::Exec(Exec {
-        args: vec![op.to_string()],
-        env: Vec::new(),
-        cwd: "/".to_owned(),
-        user: String::new(),
-        mounts: Vec::new(),
-        network: Network::Default,
-        security: Security::Sandbox,
-        devices: Vec::new(),
-        hostname: None,
-        extra_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        cgroup_parent: None,
-        scripts: Default::default(),
-        platform: "linux/amd64".parse().unwrap(),
-        unkeyed: Unkeyed::default(),
-    })
+    let platform = "linux/amd64".parse().unwrap();
+    Op::Exec(Exec { cwd: "/".to_owned(), ..Exec::new(vec![op.to_string()], platform) })
 }
 
 fn image(name: &str) -> Op {

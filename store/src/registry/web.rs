@@ -219,9 +219,7 @@ impl Client {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: HeaderName = name.parse().map_err(|_| unusable(format!("{name:?} is no header")))?;
-            let mut value: HeaderValue = value
-                .parse()
-                .map_err(|_| unusable(format!("the value for {name} cannot be sent in a header")))?;
+            let mut value = header_value(&name, value).map_err(unusable)?;
             value.set_sensitive(true);
             map.insert(name, value);
         }
@@ -233,6 +231,10 @@ impl Client {
             .map(|response| response.status().as_u16())
             .map_err(|error| unusable(error.without_url().to_string()))
     }
+}
+
+fn header_value(name: &HeaderName, text: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(text).map_err(|_| format!("the value for {name} cannot be sent in a header"))
 }
 
 /// How a server that is no registry is spoken to.
@@ -346,10 +348,8 @@ impl WebStream {
         // The bytes that are stored, and not some encoding of them.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut add = |name: HeaderName, text: &str| -> Result<(), Failed> {
-            let mut value = HeaderValue::from_str(text).map_err(|_| {
-                let reason = format!("the value for {name} cannot be sent in a header");
-                Failed::Final(WebError::Url { url: redacted(&self.url), reason })
-            })?;
+            let mut value = header_value(&name, text)
+                .map_err(|reason| Failed::Final(WebError::Url { url: redacted(&self.url), reason }))?;
             value.set_sensitive(name == AUTHORIZATION);
             headers.insert(name, value);
             Ok(())

@@ -7,13 +7,15 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+
+use crate::inside;
 
 const REQUEST_IDENTITIES: u8 = 11;
 const SIGN_REQUEST: u8 = 13;
@@ -71,7 +73,7 @@ fn bind(dir: &Path) -> io::Result<UnixListener> {
 
 /// The socket in `dir` by a path that fits into an address, which has 108 bytes for it.
 fn short(dir: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/agent", dir.as_raw_fd()))
+    Path::new(&inside::proc_path(dir.as_fd())).join("agent")
 }
 
 fn serve(listener: &UnixListener, agent: &Path, stopped: &AtomicBool) {

@@ -464,31 +464,14 @@ fn is_reserved(target: &str, is_device: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use image::Platform;
 
     use super::*;
 
     fn exec() -> op::Exec {
-        op::Exec {
-            args: vec!["true".into()],
-            env: vec!["PATH=/bin".into()],
-            cwd: String::new(),
-            user: String::new(),
-            mounts: Vec::new(),
-            network: op::Network::Default,
-            security: Security::Sandbox,
-            devices: Vec::new(),
-            hostname: None,
-            extra_hosts: Vec::new(),
-            shm_size: None,
-            ulimits: Vec::new(),
-            cgroup_parent: None,
-            scripts: BTreeMap::new(),
-            platform: "linux/amd64".parse::<Platform>().unwrap(),
-            unkeyed: op::Unkeyed::default(),
-        }
+        let platform = "linux/amd64".parse::<Platform>().unwrap();
+        op::Exec { env: vec!["PATH=/bin".into()], ..op::Exec::new(vec!["true".into()], platform) }
     }
 
     fn resolved(mounts: Vec<Given>) -> Resolved {

@@ -25,6 +25,7 @@ const BATCH_ENTRIES: usize = 2048;
 const MIN_FILES: usize = 32;
 
 /// Entries that are written one after the other, and what was read of their files.
+#[derive(Default)]
 pub(super) struct Batch {
     pub(super) entries: Vec<NewEntry>,
     /// By entry; not all are read ahead.
@@ -44,7 +45,7 @@ pub(super) struct Contents {
 /// Cuts the entries into batches. Of files whose bytes are `earlier`'s, none is read.
 pub(super) fn batches(entries: Vec<NewEntry>, earlier: Option<&Earlier>) -> Vec<Batch> {
     let mut batches = Vec::new();
-    let (mut batch, mut bytes) = (Batch::new(), 0);
+    let (mut batch, mut bytes) = (Batch::default(), 0);
     for new in entries {
         let size = match (&new.entry.kind, &new.location) {
             (Kind::File { size, .. }, Location::Host { .. })
@@ -59,7 +60,7 @@ pub(super) fn batches(entries: Vec<NewEntry>, earlier: Option<&Earlier>) -> Vec<
         bytes += size;
         batch.entries.push(new);
         if bytes >= BATCH_BYTES || batch.entries.len() >= BATCH_ENTRIES {
-            batches.push(std::mem::replace(&mut batch, Batch::new()));
+            batches.push(take(&mut batch));
             bytes = 0;
         }
     }
@@ -68,10 +69,6 @@ pub(super) fn batches(entries: Vec<NewEntry>, earlier: Option<&Earlier>) -> Vec<
 }
 
 impl Batch {
-    fn new() -> Self {
-        Self { entries: Vec::new(), read: Vec::new(), wanted: Vec::new() }
-    }
-
     /// Whether it is worth it.
     pub(super) fn is_to_be_read(&self) -> bool {
         self.wanted.len() >= MIN_FILES

@@ -66,20 +66,11 @@ fn context(dir: &TempDir, ignore: &[&str]) -> Input {
 
 fn copy(input: usize, source: &str, destination: &str) -> op::Copy {
     op::Copy {
-        input,
-        source: source.to_owned(),
         destination: destination.to_owned(),
-        wildcard: false,
         allow_empty: false,
-        follow_symlinks: true,
-        contents_only: true,
-        unpack: Unpack::Never,
-        parents: None,
-        exclude: Vec::new(),
-        owner: None,
-        mode: None,
         required: true,
         follow_destination: true,
+        ..op::Copy::all(input, source)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,21 +21,23 @@ use store::root::Root;
 
 use super::overlay::{OverlayError, c_path};
 use super::special;
+use crate::diff::Marks;
+use crate::inside;
 
 /// File systems that are known to keep what overlayfs writes (`f_type`): ext4, XFS, Btrfs, tmpfs, F2FS, bcachefs.
 const GOOD: [u32; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e];
 
 /// Whether overlayfs can keep changes and deletions in the state directory. Tried only on unusual file systems.
-pub fn keeps_changes(root: &Root, user_xattr: bool) -> Result<(), Errno> {
+pub fn keeps_changes(root: &Root, marks: Marks) -> Result<(), Errno> {
     let known = statfs(root.path()).is_ok_and(|stat| GOOD.contains(&(stat.f_type as u32)));
-    if known { Ok(()) } else { attempt(root, user_xattr) }
+    if known { Ok(()) } else { attempt(root, marks) }
 }
 
 /// Has the kernel make an overlay that nobody mounts.
-fn attempt(root: &Root, user_xattr: bool) -> Result<(), Errno> {
+fn attempt(root: &Root, marks: Marks) -> Result<(), Errno> {
     let work = root.work_dir().map_err(|_| Errno::IO)?;
     let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    if user_xattr {
+    if marks == Marks::User {
         fsconfig_set_flag(&context, c"userxattr")?;
     }
     for (name, option) in [("lower", c"lowerdir"), ("upper", c"upperdir"), ("work", c"workdir")] {
@@ -69,7 +71,7 @@ impl Scratch {
 
     /// The upper directory, as this process reaches it.
     pub fn upper(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/upper", self.mount.as_raw_fd()))
+        Path::new(&inside::proc_path(self.mount.as_fd())).join("upper")
     }
 
     pub(super) fn prepare(&self) -> Result<Prepared, OverlayError> {

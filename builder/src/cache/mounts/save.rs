@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use image::Descriptor;
 use solver::Definition;
-use solver::op::{MountKind, Op, Sharing};
+use solver::op::{MountKind, Op};
 use store::directory::{DirectoryId, DirectoryKind};
 use store::root::Root;
 use store::temp::WorkDir;
@@ -38,10 +38,7 @@ pub(crate) fn named(definition: &Definition) -> BTreeSet<UsedMount> {
     });
     ops.flat_map(|exec| &exec.mounts)
         .filter_map(|mount| match &mount.kind {
-            MountKind::Cache { id, input: None, sharing, .. } => {
-                let exclusive = *sharing != Sharing::Shared;
-                Some(UsedMount { name: id.clone().into_bytes(), id: id.replacen("//", "/", 1), exclusive })
-            }
+            MountKind::Cache { id, input: None, sharing, .. } => Some(UsedMount::new(id, id, *sharing)),
             _ => None,
         })
         .collect()
@@ -49,12 +46,7 @@ pub(crate) fn named(definition: &Definition) -> BTreeSet<UsedMount> {
 
 /// The name of a mount in a cache.
 pub(crate) fn name_of(name: &[u8]) -> String {
-    DirectoryId::new(DirectoryKind::CacheMount, name)
-        .to_string()
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    DirectoryId::new(DirectoryKind::CacheMount, name).hex()
 }
 
 /// What goes: `changed`, those in `known` that they do not replace, and no more than `max` bytes, the last used first.
@@ -228,13 +220,11 @@ mod tests {
 
         let to = dir.path().join("to");
         std::fs::create_dir(&to).unwrap();
-        let packs = first.work.as_ref().unwrap().path();
         let copies = dir.path().join("copies");
         std::fs::create_dir(&copies).unwrap();
         for (blob, path) in first.new.iter().chain(&second.new) {
             std::fs::copy(path, copies.join(blob.digest.hex())).unwrap();
         }
-        let _ = packs;
         crate::cache::mounts::load::tests::restore_from(&root, &index(&second), &copies, &to).unwrap();
         assert_eq!(std::fs::read(to.join("files/big")).unwrap(), noise);
         assert_eq!(std::fs::read(to.join("files/small")).unwrap(), b"2");

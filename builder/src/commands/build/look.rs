@@ -123,42 +123,26 @@ fn find(definition: &Definition, step: &str) -> Result<VertexId, Failure> {
             None => name(id).contains(step),
         })
         .collect();
-    match found[..] {
-        [one] => Ok(one),
+    let list = |ids: &[VertexId]| {
+        ids.iter().map(|id| format!("\n  {} {}", id.index() + 1, name(id))).collect::<String>()
+    };
+    Err(Failure::usage(match found[..] {
+        [one] => return Ok(one),
         [] => {
-            let all = definition.ids().map(|id| format!("  {} {}", id.index() + 1, name(&id)));
-            let all = all.collect::<Vec<_>>().join("\n");
-            Err(Failure::usage(format!("there is no step {step:?}; there are\n{all}")))
+            let all: Vec<VertexId> = definition.ids().collect();
+            format!("there is no step {step:?}; there are{}", list(&all))
         }
-        _ => {
-            let all = found.iter().map(|id| format!("  {} {}", id.index() + 1, name(id)));
-            let all = all.collect::<Vec<_>>().join("\n");
-            Err(Failure::usage(format!(
-                "{step:?} is in the name of more than one step: give a number\n{all}"
-            )))
-        }
-    }
+        _ => format!("{step:?} is in the name of more than one step: give a number{}", list(&found)),
+    }))
 }
 
 /// What stands for a step that runs nothing: the environment of the image.
 fn exec_of(converted: &Converted) -> op::Exec {
     let config = &converted.config.config;
     op::Exec {
-        args: Vec::new(),
         env: config.env.clone(),
         cwd: config.working_dir.clone(),
         user: config.user.clone(),
-        mounts: Vec::new(),
-        network: op::Network::Default,
-        security: op::Security::Sandbox,
-        devices: Vec::new(),
-        hostname: None,
-        extra_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        cgroup_parent: None,
-        scripts: Default::default(),
-        platform: converted.platform.clone(),
-        unkeyed: op::Unkeyed::default(),
+        ..op::Exec::new(Vec::new(), converted.platform.clone())
     }
 }

@@ -11,7 +11,6 @@ mod unpacked;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use frontend::lint;
 use frontend::request::Converted;
@@ -20,7 +19,7 @@ use solver::cancel::Cancel;
 use solver::record::SnapshotLayer;
 use store::directory::Directory;
 use store::registry::Client;
-use store::root::Root;
+use store::root::{Root, now};
 use store::timing::{self, Of};
 use worker::UsedMount;
 use worker::cdi::Registry;
@@ -114,7 +113,7 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             secrets,
             agents,
             devices: Rc::new(Registry::load(&session.config.device_specs())),
-            began: seconds_now(),
+            began: now(),
             tracer: None,
             digest: RefCell::default(),
             images: RefCell::default(),
@@ -302,15 +301,11 @@ impl Build<'_> {
     }
 }
 
-fn seconds_now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
-}
-
 /// What the journal says of a build that begins.
 fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
     journal::Entry {
         id: id.to_owned(),
-        began: seconds_now(),
+        began: now(),
         result: "running".to_owned(),
         names: request.tags.iter().map(Reference::familiar).collect(),
         context: match &request.context {

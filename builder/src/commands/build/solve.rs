@@ -8,12 +8,13 @@ use solver::cancel::Cancel;
 use solver::driver::{self, Root as Wanted};
 use solver::event::Event;
 use solver::record::SnapshotLayer;
+use store::root::now;
 use worker::exec::Network;
 use worker::source::resolve::Images;
 use worker::{LayerSource, MountSource, Options, Worker};
 
 use super::stopped::Stopped;
-use super::{Build, Made, seconds_now};
+use super::{Build, Made};
 use crate::build::NamedContexts;
 use crate::cache::backends::inline;
 use crate::cache::export as cache_export;
@@ -98,7 +99,7 @@ impl Build<'_> {
                 (layers, cache.into_used())
             }
         };
-        let now = seconds_now();
+        let now = now();
         let mut config =
             assemble::finish_config(converted.config, converted.base_history, &layers, epoch, now);
         inline::clear(&mut config);
@@ -131,14 +132,7 @@ impl Build<'_> {
     ) -> Result<bool, Failure> {
         let store = self.root.layers();
         for SnapshotLayer { diff_id, .. } in layers {
-            if store.contains(diff_id)? {
-                continue;
-            }
-            let mut had = false;
-            for blob in store.blobs_of(diff_id)? {
-                had |=
-                    self.root.blobs().contains(&blob.digest)? || !store.locations(&blob.digest)?.is_empty();
-            }
+            let had = store.contains(diff_id)? || store.can_be_fetched(diff_id)?;
             if !had && (imports.is_empty() || !imports.bring_layer(*diff_id).await) {
                 return Ok(false);
             }
