@@ -1,8 +1,10 @@
 //! [`TestEnv`]: a place to run `rbuild` in that nothing outside reaches: own state, home, configuration and variables.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -203,24 +205,51 @@ impl User {
 
 /// The `rbuild` of this workspace, built now if it is not up to date, in a place that any user can reach.
 pub fn rbuild() -> &'static Path {
-    static BINARY: OnceLock<(PathBuf, TempDir)> = OnceLock::new();
-    let (path, _) = BINARY.get_or_init(|| {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
         let workspace =
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace");
         run(Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "builder"]).current_dir(workspace));
         // The test binary is target/<profile>/deps/<name>.
         let me = std::env::current_exe().expect("a process knows its binary");
         let profile = me.ancestors().nth(2).expect("tests are two levels below the profile's directory");
-        let dir = tempfile::Builder::new()
-            .prefix("rbuild-bin-")
-            .tempdir()
-            .expect("a temporary directory can be made");
-        run(Command::new("chmod").arg("0755").arg(dir.path()));
-        let copy = dir.path().join("rbuild");
-        std::fs::copy(profile.join("rbuild"), &copy).expect("the binary was built");
-        (copy, dir)
-    });
-    path
+        copied(&profile.join("rbuild"), &place_for_all(profile))
+    })
+}
+
+/// A directory for copies of the binary: below `profile` if other users may go there, else a temporary one.
+fn place_for_all(profile: &Path) -> PathBuf {
+    let is_open = |dir: &Path| dir.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
+    let me = rustix::process::getuid().as_raw();
+    let dir = if profile.ancestors().all(is_open) {
+        profile.join("test-binaries")
+    } else {
+        std::env::temp_dir().join(format!("rbuild-test-binaries-{me}"))
+    };
+    std::fs::create_dir_all(&dir).expect("a directory can be made");
+    let metadata = dir.metadata().expect("it was made");
+    assert_eq!(metadata.uid(), me, "{} belongs to somebody else", dir.display());
+    run(Command::new("chmod").arg("0755").arg(&dir));
+    dir
+}
+
+/// A copy of `binary` in `dir` that stays as it is while the next one is built. There is one of each build; what is older
+/// than an hour no test uses any more.
+fn copied(binary: &Path, dir: &Path) -> PathBuf {
+    let metadata = binary.metadata().expect("the binary was built");
+    let copy = dir.join(format!("rbuild-{}-{}", metadata.mtime_nsec(), metadata.size()));
+    for entry in std::fs::read_dir(dir).expect("a directory can be listed").flatten() {
+        let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+        if entry.path() != copy && age.is_some_and(|age| age > Duration::from_secs(3600)) {
+            let _gone_already = std::fs::remove_file(entry.path());
+        }
+    }
+    if !copy.exists() {
+        let half = dir.join(format!("half-{}", std::process::id()));
+        std::fs::copy(binary, &half).expect("the binary was built");
+        std::fs::rename(&half, &copy).expect("a file can be renamed");
+    }
+    copy
 }
 
 #[track_caller]
