@@ -67,6 +67,9 @@ fn main() -> ExitCode {
         // Help and version are errors to clap, with code 0.
         Err(ParseError::Clap(error)) => {
             let _ = error.print();
+            if let Some(hint) = cli::hint(&error) {
+                commands::eprint(&format!("{hint}\n"));
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1));
         }
         Err(ParseError::Failure(failure)) => Err(failure),

@@ -9,7 +9,7 @@ use image::{Digest, Platform, Reference};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::request::csv;
+use crate::request::{csv, parse_bool};
 
 /// The media type of a statement.
 pub(crate) const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -29,6 +29,9 @@ pub(crate) struct Provenance {
     pub(crate) builder: String,
     /// The caller says that the build is reproducible.
     pub(crate) reproducible: bool,
+    pub(crate) version: Version,
+    /// Its file beside plain files, if it is to have another name.
+    pub(crate) filename: Option<String>,
 }
 
 /// How much is told.
@@ -40,13 +43,21 @@ pub(crate) enum Mode {
     Max,
 }
 
+/// Which SLSA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Version {
+    #[default]
+    V1,
+    V0_2,
+}
+
 /// One attestation about one image.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Attestation {
     pub(crate) predicate_type: &'static str,
     pub(crate) predicate: Value,
     /// Its file beside plain files.
-    pub(crate) file: &'static str,
+    pub(crate) file: String,
 }
 
 impl Wanted {
@@ -57,7 +68,7 @@ impl Wanted {
         attest: &[String],
     ) -> Result<Self, Failure> {
         let mut wanted = Self::default();
-        for text in attest {
+        for text in attest.iter().filter(|text| !text.is_empty()) {
             let invalid = |why: &str| Failure::usage(format!("invalid --attest {text:?}: {why}"));
             let mut fields = fields(text).map_err(|why| invalid(&why))?;
             match fields.remove("type").as_deref() {
@@ -69,11 +80,11 @@ impl Wanted {
                 None => return Err(invalid("type is missing")),
             }
         }
-        if let Some(text) = provenance {
+        if let Some(text) = provenance.filter(|text| !text.is_empty()) {
             let invalid = |why: String| Failure::usage(format!("invalid --provenance {text:?}: {why}"));
             wanted.provenance = fields(text).and_then(provenance_of).map_err(invalid)?;
         }
-        if let Some(text) = sbom {
+        if let Some(text) = sbom.filter(|text| !text.is_empty()) {
             let invalid = |why: String| Failure::usage(format!("invalid --sbom {text:?}: {why}"));
             wanted.sbom = fields(text).and_then(sbom_of).map_err(invalid)?;
         }
@@ -95,11 +106,7 @@ fn fields(text: &str) -> Result<BTreeMap<String, String>, String> {
 }
 
 fn boolean(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(format!("expected true, false or key=value, got {text:?}")),
-    }
+    parse_bool("", text).map_err(|_| format!("expected true, false or key=value, got {text:?}"))
 }
 
 fn provenance_of(fields: BTreeMap<String, String>) -> Result<Option<Provenance>, String> {
@@ -113,10 +120,15 @@ fn provenance_of(fields: BTreeMap<String, String>) -> Result<Option<Provenance>,
             ("mode", _) => return Err("mode is min or max".to_owned()),
             ("builder-id", id) => id.clone_into(&mut provenance.builder),
             ("reproducible", value) => provenance.reproducible = boolean(value)?,
-            ("version", "v1") => {}
-            ("version", _) => return Err("version is v1".to_owned()),
+            ("version", "v1") => provenance.version = Version::V1,
+            ("version", "v0.2") => provenance.version = Version::V0_2,
+            ("version", _) => return Err("version is v1 or v0.2".to_owned()),
+            ("filename", name) if name.is_empty() || name.contains('/') => {
+                return Err("filename is the name of a file, without a directory".to_owned());
+            }
+            ("filename", name) => provenance.filename = Some(name.to_owned()),
             // Where it goes is the output's business here.
-            ("inline-only" | "filename", _) => {}
+            ("inline-only", _) => {}
             (key, _) => return Err(format!("unknown key {key:?}")),
         }
     }
@@ -141,21 +153,8 @@ fn sbom_of(fields: BTreeMap<String, String>) -> Result<bool, String> {
     Ok(!disabled)
 }
 
-/// An in-toto statement about the image that has this manifest.
-pub(crate) fn statement(
-    attestation: &Attestation,
-    manifest: &Digest,
-    names: &[Reference],
-    platform: &Platform,
-) -> Vec<u8> {
-    let digest = json!({ "sha256": manifest.hex() });
-    let mut subjects: Vec<Value> = names
-        .iter()
-        .map(|name| json!({ "name": package_url(name, None, platform), "digest": digest }))
-        .collect();
-    if subjects.is_empty() {
-        subjects.push(json!({ "name": "_", "digest": digest }));
-    }
+/// An in-toto statement about `subjects`.
+pub(crate) fn statement(attestation: &Attestation, subjects: Vec<Value>) -> Vec<u8> {
     let statement = json!({
         "_type": "https://in-toto.io/Statement/v0.1",
         "predicateType": attestation.predicate_type,
@@ -163,6 +162,16 @@ pub(crate) fn statement(
         "predicate": attestation.predicate,
     });
     serde_json::to_vec_pretty(&statement).expect("JSON values can be written")
+}
+
+/// What a statement is about: the image that has this manifest, under all its names.
+pub(crate) fn subjects(manifest: &Digest, names: &[Reference], platform: &Platform) -> Vec<Value> {
+    let digest = json!({ "sha256": manifest.hex() });
+    if names.is_empty() {
+        return vec![json!({ "name": "_", "digest": digest })];
+    }
+    let subject = |name| json!({ "name": package_url(name, None, platform), "digest": digest });
+    names.iter().map(subject).collect()
 }
 
 /// An image as a package URL: `pkg:docker/alpine@3?platform=linux%2Famd64`.

@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use solver::Definition;
 use solver::op::{Op, Source};
 
-use super::{Attestation, Mode, Provenance, package_url};
+use super::{Attestation, Mode, Provenance, Version, package_url};
 use crate::show::rfc3339;
 
 /// What is told of a build.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) definition: &'a Definition,
     pub(crate) platform: &'a Platform,
@@ -21,8 +21,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) build_args: &'a [(String, String)],
     pub(crate) labels: &'a [(String, String)],
     /// Ids of secrets and agents, never values.
-    pub(crate) secrets: &'a [String],
-    pub(crate) ssh: &'a [String],
+    pub(crate) secrets: Vec<&'a String>,
+    pub(crate) ssh: Vec<&'a String>,
     pub(crate) no_cache: bool,
     /// Where a context that is not on this host comes from.
     pub(crate) remote: Option<&'a str>,
@@ -33,6 +33,63 @@ pub(crate) struct Facts<'a> {
 
 /// Says what `asked` asks for.
 pub(crate) fn provenance(asked: &Provenance, facts: &Facts<'_>) -> Attestation {
+    let predicate = predicate(asked, facts);
+    let file = asked.filename.clone().unwrap_or_else(|| "provenance.json".to_owned());
+    match asked.version {
+        Version::V1 => Attestation { predicate_type: "https://slsa.dev/provenance/v1", predicate, file },
+        Version::V0_2 => Attestation {
+            predicate_type: "https://slsa.dev/provenance/v0.2",
+            predicate: version_0_2(&predicate),
+            file,
+        },
+    }
+}
+
+/// The same in version 0.2, as BuildKit converts it.
+pub(crate) fn version_0_2(predicate: &Value) -> Value {
+    let (definition, run) = (&predicate["buildDefinition"], &predicate["runDetails"]);
+    let (external, internal) = (&definition["externalParameters"], &definition["internalParameters"]);
+    let without_nulls = |pairs: Vec<(&str, &Value)>| -> Value {
+        let given = pairs.into_iter().filter(|(_, value)| !value.is_null());
+        Value::Object(given.map(|(name, value)| (name.to_owned(), value.clone())).collect())
+    };
+    let (source, metadata) = (&external["configSource"], &run["metadata"]);
+    let completeness = json!({
+        "parameters": metadata["buildkit_completeness"]["request"],
+        "environment": true,
+        "materials": metadata["buildkit_completeness"]["resolvedDependencies"],
+    });
+    let invocation = json!({
+        "configSource": without_nulls(vec![
+            ("uri", &source["uri"]),
+            ("digest", &source["digest"]),
+            ("entryPoint", &source["path"]),
+        ]),
+        "parameters": external["request"],
+        "environment": { "platform": internal["builderPlatform"] },
+    });
+    let build_type = json!("https://mobyproject.org/buildkit@v1");
+    let metadata = without_nulls(vec![
+        ("buildInvocationID", &metadata["invocationId"]),
+        ("buildStartedOn", &metadata["startedOn"]),
+        ("buildFinishedOn", &metadata["finishedOn"]),
+        ("completeness", &completeness),
+        ("reproducible", &metadata["buildkit_reproducible"]),
+        ("https://mobyproject.org/buildkit@v1#hermetic", &metadata["buildkit_hermetic"]),
+        ("https://mobyproject.org/buildkit@v1#metadata", &metadata["buildkit_metadata"]),
+    ]);
+    without_nulls(vec![
+        ("builder", &run["builder"]),
+        ("buildType", &build_type),
+        ("materials", &definition["resolvedDependencies"]),
+        ("invocation", &invocation),
+        ("buildConfig", &internal["buildConfig"]),
+        ("metadata", &metadata),
+    ])
+}
+
+/// The predicate, in version 1.
+pub(crate) fn predicate(asked: &Provenance, facts: &Facts<'_>) -> Value {
     let max = asked.mode == Mode::Max;
     let sources: Vec<&Source> = facts
         .definition
@@ -96,7 +153,7 @@ pub(crate) fn provenance(asked: &Provenance, facts: &Facts<'_>) -> Attestation {
     if max {
         internal["buildConfig"] = json!({ "llbDefinition": steps(facts.definition) });
     }
-    let predicate = json!({
+    json!({
         "buildDefinition": {
             "buildType": "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md",
             "externalParameters": { "configSource": config_source, "request": request(facts, max) },
@@ -104,8 +161,7 @@ pub(crate) fn provenance(asked: &Provenance, facts: &Facts<'_>) -> Attestation {
             "resolvedDependencies": materials,
         },
         "runDetails": { "builder": { "id": asked.builder }, "metadata": metadata },
-    });
-    Attestation { predicate_type: "https://slsa.dev/provenance/v1", predicate, file: "provenance.json" }
+    })
 }
 
 /// What was asked; of `mode=min` nothing that a caller may hold to be private.
@@ -128,14 +184,14 @@ fn request(facts: &Facts<'_>, max: bool) -> Value {
         request["locals"] = json!([{ "name": "context" }, { "name": "dockerfile" }]);
     }
     if max {
-        let ids = |list: &[String]| -> Vec<Value> {
+        let ids = |list: &[&String]| -> Vec<Value> {
             list.iter().map(|id| json!({ "id": id, "optional": true })).collect()
         };
         if !facts.secrets.is_empty() {
-            request["secrets"] = json!(ids(facts.secrets));
+            request["secrets"] = json!(ids(&facts.secrets));
         }
         if !facts.ssh.is_empty() {
-            request["ssh"] = json!(ids(facts.ssh));
+            request["ssh"] = json!(ids(&facts.ssh));
         }
     }
     request

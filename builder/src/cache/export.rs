@@ -79,7 +79,7 @@ fn is_worth_it(record: &Record) -> bool {
 }
 
 /// What all exports of a build came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Exports {
     pub(crate) sent: Sent,
     pub(crate) seconds: f64,
@@ -144,6 +144,7 @@ pub(crate) async fn export(
                 all.sent.layers += sent.layers;
                 all.sent.new += sent.new;
                 all.sent.bytes += sent.bytes;
+                all.sent.manifest = sent.manifest.or(all.sent.manifest);
             }
             Err(error) => {
                 let message = format!("could not export cache to {}: {error}", to.name());

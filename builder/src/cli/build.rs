@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 
 /// Flags of `build`.
 #[derive(Debug, Default, Args)]
@@ -97,7 +98,7 @@ pub(crate) struct BuildArgs {
     pub(crate) cache_to: Vec<String>,
 
     /// Network of RUN
-    #[arg(long, value_name = "MODE", default_value = "default", value_parser = ["default", "host", "none"])]
+    #[arg(long, value_name = "MODE", default_value = "default", value_parser = networks())]
     pub(crate) network: String,
 
     /// Entry for `/etc/hosts` of steps: `name:address` or `name=address`; `host-gateway` is this host
@@ -125,15 +126,15 @@ pub(crate) struct BuildArgs {
     pub(crate) cgroup_parent: Option<String>,
 
     /// Write the image ID to a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) iidfile: Option<PathBuf>,
 
     /// Write what was built to a file, as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) metadata_file: Option<PathBuf>,
 
     /// What to do: build, check, outline, targets, subrequests.describe [with `,format=json`]
-    #[arg(long, value_name = "METHOD", default_value = "build")]
+    #[arg(long, alias = "print", value_name = "METHOD", default_value = "build")]
     pub(crate) call: String,
 
     /// Check the Dockerfile and build nothing (`--call=check`)
@@ -157,11 +158,11 @@ pub(crate) struct BuildArgs {
     pub(crate) explain: bool,
 
     /// Provenance attestation: `true`, `false`, `mode=min|max`
-    #[arg(long, value_name = "ATTEST", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "ATTEST")]
     pub(crate) provenance: Option<String>,
 
     /// Bill of materials: `true`, `false`
-    #[arg(long, value_name = "ATTEST", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "ATTEST")]
     pub(crate) sbom: Option<String>,
 
     /// Attestation: `type=sbom|provenance[,..]`
@@ -235,4 +236,31 @@ pub(crate) struct IgnoredArgs {
     isolation: Option<String>,
     #[arg(long, hide = true, value_name = "X")]
     security_opt: Vec<String>,
+}
+
+impl IgnoredArgs {
+    /// What whoever counts on one of them has to know.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let isolation = self.isolation.as_deref().is_some_and(|kind| !matches!(kind, "" | "default"));
+        [
+            (isolation, "--isolation has no effect: steps run in sandboxes of one kind"),
+            (!self.security_opt.is_empty(), "--security-opt has no effect: use RUN --security=insecure"),
+            (self.squash, "--squash has no effect: copy from a stage into FROM scratch for one layer"),
+        ]
+        .into_iter()
+        .filter(|(given, _)| *given)
+        .map(|(_, warning)| warning.to_owned())
+        .collect()
+    }
+}
+
+/// The values of `--network`; an empty one is what a script leaves of a variable that is not set.
+fn networks() -> PossibleValuesParser {
+    let shown = ["default", "host", "none"].map(PossibleValue::new);
+    shown.into_iter().chain([PossibleValue::new("").hide(true)]).collect::<Vec<_>>().into()
+}
+
+/// A path that may be empty, which is as good as none.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }

@@ -12,6 +12,7 @@ mod shell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub(crate) use build::BuildArgs;
@@ -111,9 +112,12 @@ pub(crate) enum Command {
 
 /// The whole command line, as clap knows it.
 pub(crate) fn command() -> clap::Command {
+    // Of a flag that is given again the last counts, as in Docker: scripts append flags.
+    let like_docker = |command: clap::Command| command.args_override_self(true);
     Cli::command().mut_subcommands(|command| match command.get_name() {
-        "build" | "verify" => command.mut_args(defaults::with_values),
-        "shell" => command.mut_args(defaults::with_values).mut_args(shell::without_context),
+        "build" | "verify" => like_docker(command).mut_args(defaults::with_values),
+        "shell" => like_docker(command).mut_args(defaults::with_values).mut_args(shell::without_context),
+        "run" => like_docker(command),
         _ => command,
     })
 }
@@ -143,6 +147,16 @@ pub(crate) fn parse<D: Defaults>(
     let more = defaults::arguments(description, build, &defaults);
     args.splice(at + 1..=at, more);
     Ok(Cli::from_arg_matches(&command.try_get_matches_from(&args)?)?)
+}
+
+/// What to do about a flag of Docker's that has no meaning here.
+pub(crate) fn hint(error: &clap::Error) -> Option<&'static str> {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+    match flag.as_str() {
+        "--builder" => Some("rbuild is its own builder: leave --builder out"),
+        "--policy" => Some("rbuild has no policies: leave --policy out"),
+        _ => None,
+    }
 }
 
 /// Why there is nothing to do.

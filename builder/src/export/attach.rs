@@ -8,7 +8,7 @@ use image::{Descriptor, Manifest, Platform, Reference};
 use store::root::Root;
 
 use super::AssembledImage;
-use crate::attest::{STATEMENT, statement};
+use crate::attest::{STATEMENT, statement, subjects};
 use crate::failure::Failure;
 
 /// Stores the attestations of `image`, which has the manifest `about`. Gives the entry for the index.
@@ -21,7 +21,7 @@ pub(super) fn attach(
     let config = root.images().put_document(media_type::OCI_EMPTY, b"{}")?;
     let mut layers = Vec::new();
     for attestation in &image.attestations {
-        let bytes = statement(attestation, &about.digest, names, &image.platform);
+        let bytes = statement(attestation, subjects(&about.digest, names, &image.platform));
         let mut layer = root.images().put_document(STATEMENT, &bytes)?;
         layer
             .annotations

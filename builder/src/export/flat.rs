@@ -8,12 +8,15 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bstr::BString;
-use image::DiffId;
+use image::digest::Hasher;
+use image::layer::index::path_cmp;
 use image::layer::{Data, Entry, Kind, LayerWriter};
 use image::tree::{InodeId, Location, Tree};
+use image::{DiffId, Digest};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 use store::error::StoreError;
 use store::layer::Layers;
+use store::root::now;
 
 /// Files that could not be written out.
 #[derive(Debug, thiserror::Error)]
@@ -34,38 +37,106 @@ pub(crate) enum FlatError {
     },
 }
 
-/// Writes all of `tree` as one tar to `out`. Times later than `epoch` become that.
-pub(crate) fn write_tar(
-    tree: &Tree,
-    layers: &Layers,
-    epoch: Option<i64>,
-    out: impl Write,
-) -> Result<(), FlatError> {
-    let mut files = LayerFiles::new(layers);
-    let mut writer = LayerWriter::new(out);
-    let mut names: HashMap<InodeId, BString> = HashMap::new();
-    for node in tree.walk(tree.root()) {
-        let mut entry = clamped(node.entry.clone(), epoch);
-        match node.inode() {
-            None => writer.append(entry, Data::None)?,
-            Some(inode) => {
-                let path = entry.path.clone();
-                if let Some(target) = names.get(&inode.id) {
-                    entry.kind = Kind::Hardlink { target: target.clone() };
-                    writer.append(entry, Data::None)?;
-                    continue;
-                }
-                names.insert(inode.id, path.clone());
-                let entry = clamped(Entry { path, ..inode.entry.clone() }, epoch);
-                match files.open(&inode.location)? {
-                    Some(mut reader) => writer.append(entry, Data::Known(&mut reader))?,
-                    None => writer.append(entry, Data::None)?,
+/// What is written out of one image.
+#[derive(Clone, Debug)]
+pub(crate) struct Part<'a> {
+    /// The directory it goes into; empty for none.
+    pub(crate) directory: String,
+    pub(crate) tree: &'a Tree,
+    /// Times later than this become it.
+    pub(crate) epoch: Option<i64>,
+    /// Files beside those of the tree, by name: what is said about them.
+    pub(crate) documents: Vec<(String, Vec<u8>)>,
+}
+
+/// Writes all of `parts` as one tar to `out`.
+pub(crate) fn write_tar(parts: &[Part<'_>], layers: &Layers, out: impl Write) -> Result<(), FlatError> {
+    enum Bytes<'a> {
+        None,
+        Layer(Location),
+        Document(&'a [u8]),
+    }
+    let mut entries: Vec<(Entry, Bytes<'_>)> = Vec::new();
+    for part in parts {
+        let below = |path: &[u8]| -> BString {
+            let slash: &[u8] = if part.directory.is_empty() || path.is_empty() { b"" } else { b"/" };
+            [part.directory.as_bytes(), slash, path].concat().into()
+        };
+        let mut names: HashMap<InodeId, BString> = HashMap::new();
+        for node in part.tree.walk(part.tree.root()) {
+            let mut entry = clamped(node.entry.clone(), part.epoch);
+            let mut bytes = Bytes::None;
+            if let Some(inode) = node.inode() {
+                match names.get(&inode.id) {
+                    Some(target) => entry.kind = Kind::Hardlink { target: below(target) },
+                    None => {
+                        names.insert(inode.id, entry.path.clone());
+                        entry = clamped(Entry { path: entry.path, ..inode.entry.clone() }, part.epoch);
+                        bytes = Bytes::Layer(inode.location);
+                    }
                 }
             }
+            entry.path = below(&entry.path);
+            entries.push((entry, bytes));
+        }
+        for (name, text) in &part.documents {
+            let content = image::ContentDigest::of(text);
+            let entry = Entry {
+                path: below(name.as_bytes()),
+                kind: Kind::File { size: text.len() as u64, offset: 0, content },
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                mtime: part.epoch.unwrap_or_else(now),
+                xattrs: BTreeMap::new(),
+            };
+            entries.push((entry, Bytes::Document(text)));
+        }
+    }
+    // Of two with one name the later counts: a document, or the same directory of another part.
+    entries.sort_by(|(a, _), (b, _)| path_cmp(&a.path, &b.path));
+    let mut files = LayerFiles::new(layers);
+    let mut writer = LayerWriter::new(out);
+    let mut entries = entries.into_iter().peekable();
+    while let Some((entry, bytes)) = entries.next() {
+        if entries.peek().is_some_and(|(next, _)| next.path == entry.path) {
+            continue;
+        }
+        match bytes {
+            Bytes::None => writer.append(entry, Data::None)?,
+            Bytes::Document(mut text) => writer.append(entry, Data::Known(&mut text))?,
+            Bytes::Layer(location) => match files.open(&location)? {
+                Some(mut reader) => writer.append(entry, Data::Known(&mut reader))?,
+                None => writer.append(entry, Data::None)?,
+            },
         }
     }
     writer.finish()?;
     Ok(())
+}
+
+/// The path and the digest of every regular file of `tree`, as attestations name them.
+pub(crate) fn digests(tree: &Tree, layers: &Layers) -> Result<Vec<(BString, Digest)>, FlatError> {
+    let mut files = LayerFiles::new(layers);
+    let mut all = Vec::new();
+    for node in tree.walk(tree.root()) {
+        let Some(inode) = node.inode() else { continue };
+        let Kind::File { .. } = inode.entry.kind else { continue };
+        let mut hasher = Hasher::sha256();
+        if let Some(mut reader) = files.open(&inode.location)? {
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                let path = || PathBuf::from(std::ffi::OsStr::from_bytes(&node.entry.path));
+                let n = reader.read(&mut buffer).map_err(|source| FlatError::Io { path: path(), source })?;
+                if n == 0 {
+                    break;
+                }
+                hasher.update(&buffer[..n]);
+            }
+        }
+        all.push((node.entry.path.clone(), hasher.finish()));
+    }
+    Ok(all)
 }
 
 fn clamped(mut entry: Entry, epoch: Option<i64>) -> Entry {
@@ -81,12 +152,10 @@ fn clamped(mut entry: Entry, epoch: Option<i64>) -> Entry {
 ///
 /// `dest` is the user's own directory and what is written is a stranger's: a symbolic link of the tree is made last, so
 /// that nothing is ever written through it; one that was there before is replaced, not followed.
-pub(crate) fn write_directory(
-    tree: &Tree,
-    layers: &Layers,
-    epoch: Option<i64>,
-    dest: &Path,
-) -> Result<(), FlatError> {
+pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> Result<(), FlatError> {
+    let Part { directory, tree, epoch, documents } = part;
+    let dest = &dest.join(directory);
+    let epoch = *epoch;
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| FlatError::Io { path, source }
@@ -142,6 +211,12 @@ pub(crate) fn write_directory(
     }
     for (path, target) in links {
         std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&target), &path).map_err(at(&path))?;
+    }
+    for (name, text) in documents {
+        let path = dest.join(name);
+        make_way(&path, false).map_err(at(&path))?;
+        fs::write(&path, text).map_err(at(&path))?;
+        set_mtime(&path, epoch.unwrap_or_else(now)).map_err(at(&path))?;
     }
     for (path, entry) in dirs.iter().rev() {
         let mode = u32::from(entry.mode & 0o777);
@@ -267,20 +342,35 @@ mod tests {
         let out = dir.path().join("out");
         fs::create_dir(&out).unwrap();
         std::os::unix::fs::symlink("/nonexistent", out.join("d")).unwrap();
-        write_directory(&tree, &root.layers(), None, &out).unwrap();
+        let said = vec![("provenance.json".to_owned(), b"{}".to_vec())];
+        let part = Part { directory: String::new(), tree: &tree, epoch: None, documents: said };
+        write_directory(&part, &root.layers(), &out).unwrap();
+        assert_eq!(fs::read(out.join("provenance.json")).unwrap(), b"{}");
         assert_eq!(fs::read(out.join("d/a")).unwrap(), b"new");
         assert_eq!(fs::read(out.join("d/c")).unwrap(), b"new");
         assert!(!out.join("d/b").exists());
         assert_eq!(fs::read_link(out.join("l")).unwrap(), Path::new("/outside"));
         // Once more over what is there.
-        write_directory(&tree, &root.layers(), None, &out).unwrap();
-
+        write_directory(&part, &root.layers(), &out).unwrap();
+        let part = Part { epoch: Some(5), ..part };
         let mut tar = Vec::new();
-        write_tar(&tree, &root.layers(), Some(5), &mut tar).unwrap();
+        write_tar(std::slice::from_ref(&part), &root.layers(), &mut tar).unwrap();
         let index = image::layer::read::index_tar(&tar[..], io::sink()).unwrap();
         let paths: Vec<String> =
             index.entries().iter().map(|entry| entry.path.to_str_lossy().into_owned()).collect();
-        assert_eq!(paths, ["", "d", "d/a", "d/c", "l"]);
+        assert_eq!(paths, ["", "d", "d/a", "d/c", "l", "provenance.json"]);
         assert!(index.entries().iter().all(|entry| entry.mtime <= 5));
+
+        let named = |name: &str| Part { directory: name.to_owned(), documents: Vec::new(), ..part.clone() };
+        let mut tar = Vec::new();
+        write_tar(&[named("linux_arm64"), named("linux_amd64")], &root.layers(), &mut tar).unwrap();
+        let index = image::layer::read::index_tar(&tar[..], io::sink()).unwrap();
+        let link = index.entries().iter().find(|entry| entry.path == "linux_arm64/d/c").unwrap();
+        assert_eq!(link.kind, Kind::Hardlink { target: "linux_arm64/d/a".into() });
+        assert_eq!(index.entries()[1].path, "linux_amd64");
+
+        let digests = digests(&tree, &root.layers()).unwrap();
+        assert_eq!(digests[0], ("d/a".into(), Digest::of(b"new")));
+        assert_eq!(digests[1].1, digests[0].1);
     }
 }

@@ -25,21 +25,13 @@ pub(crate) fn export_image(
         [image] => Some(image.config.id()),
         _ => None,
     };
-    let mut exported = Exported { descriptor, config, names: Vec::new() };
-    exported.names = names(options, &exported);
-    Ok(exported)
+    Ok(Exported { descriptor, config, names: names(options) })
 }
 
 /// What an image is called that was exported with `options`.
-pub(super) fn names(options: &Options, exported: &Exported) -> Vec<Reference> {
-    let canonical = options.names.iter().map(|name| name.by_digest(exported.descriptor.digest));
-    if options.push_by_digest {
-        return canonical.collect();
+fn names(options: &Options) -> Vec<Reference> {
+    match options.push_by_digest {
+        true => options.names.clone(),
+        false => options.names.iter().map(|name| name.clone().with_default_tag()).collect(),
     }
-    let mut names: Vec<Reference> =
-        options.names.iter().map(|name| name.clone().with_default_tag()).collect();
-    if options.name_canonical {
-        names.extend(canonical);
-    }
-    names
 }

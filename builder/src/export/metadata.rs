@@ -2,17 +2,49 @@
 
 use std::path::Path;
 
-use image::Descriptor;
+use image::{Descriptor, Platform};
 use serde_json::{Map, Value, json};
 
 use super::{Exported, file};
 use crate::failure::Failure;
 
+/// What `--metadata-file` tells of a build.
+#[derive(Clone, Debug)]
+pub(crate) struct Built<'a> {
+    /// The build's name.
+    pub(crate) build_ref: &'a str,
+    /// The image, if the build made one.
+    pub(crate) exported: Option<&'a Exported>,
+    /// How it was made, for each platform.
+    pub(crate) provenance: &'a [(Platform, Value)],
+    /// Findings of the linter.
+    pub(crate) warnings: Vec<Value>,
+    /// The last cache that was written.
+    pub(crate) cache: Option<&'a Descriptor>,
+}
+
 /// The keys that buildx writes.
-pub(crate) fn metadata(exported: Option<&Exported>, build_ref: &str, more: Map<String, Value>) -> Value {
+pub(crate) fn metadata(built: &Built<'_>) -> Value {
     let mut all = Map::new();
-    all.insert("buildx.build.ref".to_owned(), json!(build_ref));
-    if let Some(Exported { descriptor, config, names }) = exported {
+    all.insert("buildx.build.ref".to_owned(), json!(built.build_ref));
+    match built.provenance {
+        [(_, one)] => {
+            all.insert("buildx.build.provenance".to_owned(), one.clone());
+        }
+        several => {
+            let key = |platform: &Platform| format!("buildx.build.provenance/{platform}");
+            all.extend(several.iter().map(|(platform, one)| (key(platform), one.clone())));
+        }
+    }
+    if !built.warnings.is_empty() {
+        all.insert("buildx.build.warnings".to_owned(), json!(built.warnings));
+    }
+    if let Some(cache) = built.cache {
+        // A text that holds JSON: that is how BuildKit's exporters of caches say it.
+        let descriptor = serde_json::to_string(&brief(cache)).expect("a descriptor has string keys only");
+        all.insert("cache.manifest".to_owned(), json!(descriptor));
+    }
+    if let Some(Exported { descriptor, config, names }) = built.exported {
         if let Some(config) = config {
             all.insert("containerimage.config.digest".to_owned(), json!(config));
         }
@@ -23,7 +55,6 @@ pub(crate) fn metadata(exported: Option<&Exported>, build_ref: &str, more: Map<S
             all.insert("image.name".to_owned(), json!(names.join(",")));
         }
     }
-    all.extend(more);
     all.sort_keys();
     Value::Object(all)
 }
@@ -70,7 +101,18 @@ mod tests {
             config: Some(Digest::of(b"config")),
             names: vec!["x:1".parse().unwrap(), "localhost:5000/y:2".parse().unwrap()],
         };
-        let value = metadata(Some(&exported), "local/abc", Map::new());
+        let nothing =
+            Built { build_ref: "r", exported: None, provenance: &[], warnings: Vec::new(), cache: None };
+        assert_eq!(metadata(&nothing), json!({ "buildx.build.ref": "r" }));
+        let cache = Descriptor::of(media_type::OCI_MANIFEST, b"cache");
+        let one = |architecture| (Platform::new("linux", architecture, None), json!({ "of": architecture }));
+        let value = metadata(&Built {
+            exported: Some(&exported),
+            provenance: &[one("amd64")],
+            warnings: vec![json!({ "level": 1 })],
+            cache: Some(&cache),
+            ..nothing.clone()
+        });
         let path = dir.path().join("metadata.json");
         write_metadata(&path, &value).unwrap();
         let read: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -81,7 +123,14 @@ mod tests {
             read["containerimage.descriptor"],
             json!({ "mediaType": media_type::OCI_MANIFEST, "digest": Digest::of(b"{}"), "size": 2 })
         );
-        assert_eq!(metadata(None, "r", Map::new()), json!({ "buildx.build.ref": "r" }));
+        assert_eq!(read["buildx.build.provenance"], json!({ "of": "amd64" }));
+        assert_eq!(read["buildx.build.warnings"][0]["level"], 1);
+        let cache_manifest: Value = serde_json::from_str(read["cache.manifest"].as_str().unwrap()).unwrap();
+        assert_eq!(cache_manifest["digest"], cache.digest.to_string());
+
+        let several = metadata(&Built { provenance: &[one("amd64"), one("arm64")], ..nothing });
+        assert_eq!(several["buildx.build.provenance/linux/arm64"], json!({ "of": "arm64" }));
+        assert_eq!(several["buildx.build.provenance"], Value::Null);
     }
 
     #[test]

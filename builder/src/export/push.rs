@@ -9,7 +9,6 @@ use store::registry::{Client, Progress as Report, Pushed};
 use store::root::Root;
 
 use super::Exported;
-use super::image::names;
 use super::options::Options;
 use crate::failure::Failure;
 use crate::progress::Task;
@@ -46,9 +45,7 @@ pub(crate) async fn push(
         let pushed = push::push(root, client, &stored, &target, &how, &watch).await?;
         descriptor = Descriptor { annotations: stored.annotations.clone(), ..pushed };
     }
-    let mut pushed = Exported { descriptor, ..exported };
-    pushed.names = names(options, &pushed);
-    Ok(pushed)
+    Ok(Exported { descriptor, ..exported })
 }
 
 /// A client that does not verify the certificates of the registries of `names`.

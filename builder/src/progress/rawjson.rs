@@ -118,8 +118,13 @@ pub(crate) fn line(
     out.push('\n');
 }
 
-/// A finding of the linter, in the form of BuildKit's `VertexWarning`. `text` is the Dockerfile, called `name`.
-pub(crate) fn warning(finding: &Diagnostic, name: &str, text: &str) -> String {
+/// A finding of the linter as a line. `text` is the Dockerfile, called `name`.
+pub(crate) fn warning_line(finding: &Diagnostic, name: &str, text: &str) -> String {
+    format!("{}\n", json!({ "warnings": [warning(finding, name, text)] }))
+}
+
+/// A finding of the linter, in the form of BuildKit's `VertexWarning`.
+pub(crate) fn warning(finding: &Diagnostic, name: &str, text: &str) -> Value {
     let encode = |text: &str| STANDARD.encode(text);
     let index = LineIndex::new(text);
     let ranges: Vec<Value> = finding
@@ -142,7 +147,7 @@ pub(crate) fn warning(finding: &Diagnostic, name: &str, text: &str) -> String {
     if let Some(url) = &finding.url {
         warning["url"] = json!(url);
     }
-    format!("{}\n", json!({ "warnings": [warning] }))
+    warning
 }
 
 #[cfg(test)]
@@ -196,7 +201,7 @@ mod tests {
             help: None,
             url: Some("https://u".to_owned()),
         };
-        let value: Value = serde_json::from_str(&warning(&finding, "Dockerfile", text)).unwrap();
+        let value: Value = serde_json::from_str(&warning_line(&finding, "Dockerfile", text)).unwrap();
         let warning = &value["warnings"][0];
         assert_eq!(warning["short"], STANDARD.encode("Rule: what"));
         assert_eq!(warning["range"][0]["start"]["line"], 2);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use image::{Platform, Reference};
 use solver::op::Network;
 
-use crate::attest::Wanted;
+use crate::attest::{self, Wanted};
 use crate::cache::options::{CacheFrom, CacheTo};
 use crate::cli::BuildArgs;
 use crate::failure::Failure;
@@ -29,6 +29,8 @@ use text::{pairs_from_environment, parse_duration, split_pair};
 /// A build, as asked for.
 #[derive(Debug)]
 pub(crate) struct BuildRequest {
+    /// What the caller has to know that is no error.
+    pub(crate) warnings: Vec<String>,
     pub(crate) context: ContextSource,
     pub(crate) dockerfile: DockerfileSource,
     pub(crate) tags: Vec<Reference>,
@@ -73,6 +75,10 @@ pub(crate) struct BuildRequest {
     pub(crate) quiet: bool,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
+    /// `BUILDX_METADATA_PROVENANCE`: how much of the provenance that has.
+    pub(crate) metadata_provenance: Option<attest::Mode>,
+    /// `BUILDX_METADATA_WARNINGS`: it has findings of the linter.
+    pub(crate) metadata_warnings: bool,
     pub(crate) source_date_epoch: Option<i64>,
     pub(crate) proxy_env: Vec<(String, String)>,
 }
@@ -104,7 +110,7 @@ impl BuildRequest {
     /// Checks `args` and fills in what the environment says.
     pub(crate) fn new(args: BuildArgs, environment: Environment<'_>) -> Result<Self, Failure> {
         let dockerfile = match args.file.as_deref() {
-            None => DockerfileSource::Default,
+            None | Some("") => DockerfileSource::Default,
             Some("-") => DockerfileSource::Stdin,
             Some(url) if is_remote(url) => DockerfileSource::Remote(url.to_owned()),
             Some(path) => DockerfileSource::Path(PathBuf::from(path)),
@@ -135,9 +141,12 @@ impl BuildRequest {
         if args.no_cache && !args.no_cache_filter.is_empty() {
             return Err(Failure::usage("--no-cache and --no-cache-filter cannot be used together"));
         }
-        if args.push && args.load {
-            return Err(Failure::usage("--push and --load cannot be used together: give two --output"));
+        for (flag, pairs) in [("--build-arg", &args.build_args), ("--label", &args.labels)] {
+            if let Some(text) = pairs.iter().find(|text| text.is_empty() || text.starts_with('=')) {
+                return Err(Failure::usage(format!("invalid {flag} {text:?}: the name is empty")));
+            }
         }
+        let mut warnings = args.ignored.warnings();
         let build_args = pairs_from_environment(&args.build_args, environment);
         let cache_to = cache_to(&args, &build_args)?;
         // A build argument is the frontend's: it may also name what has the time.
@@ -151,8 +160,31 @@ impl BuildRequest {
                 })
             })
             .transpose()?;
+        let outputs = output::outputs(&args, !tags.is_empty())?;
+        let iidfile = args.iidfile.filter(|path| !path.as_os_str().is_empty());
+        let files = |output: &Output| matches!(output.kind, OutputKind::Local | OutputKind::Tar);
+        if iidfile.is_some() && outputs.iter().any(files) {
+            return Err(Failure::usage(
+                "--iidfile cannot be used with --output type=local or type=tar: files have no ID",
+            ));
+        }
+        for text in &args.ulimits {
+            worker::isolate::limits::parse(text)
+                .map_err(|error| Failure::usage(format!("invalid --ulimit: {error}")))?;
+        }
+        let mut secrets = BTreeMap::new();
+        for text in args.secrets.iter().filter(|text| !text.is_empty()) {
+            let (id, source) = secret::secret(text, environment)?;
+            if let SecretSource::Env(name) = &source
+                && environment(name).is_none()
+            {
+                warnings.push(format!("--secret {id} is empty: the variable {name} is not set"));
+            }
+            secrets.insert(id, source);
+        }
         Ok(Self {
-            outputs: output::outputs(&args, !tags.is_empty())?,
+            warnings,
+            outputs,
             context,
             dockerfile,
             tags,
@@ -182,33 +214,29 @@ impl BuildRequest {
             cache_from: args
                 .cache_from
                 .iter()
+                .filter(|text| !text.is_empty())
                 .map(|text| CacheFrom::parse(text))
                 .collect::<Result<_, _>>()?,
             cache_to,
-            store_max: args.store_max.as_deref().map(|text| parse_size("--store-max", text)).transpose()?,
-            cache_ttl: args
-                .cache_ttl
-                .as_deref()
-                .map(|text| parse_duration("--cache-ttl", text))
-                .transpose()?,
+            store_max: given(&args.store_max).map(|text| parse_size("--store-max", text)).transpose()?,
+            cache_ttl: given(&args.cache_ttl).map(|text| parse_duration("--cache-ttl", text)).transpose()?,
             no_cache_filter: args.no_cache_filter,
             pull: args.pull,
-            secrets: args
-                .secrets
-                .iter()
-                .map(|text| secret::secret(text, environment))
-                .collect::<Result<_, _>>()?,
+            secrets,
             ssh: args.ssh.iter().map(|text| secret::ssh(text, environment)).collect::<Result<_, _>>()?,
             network: match args.network.as_str() {
                 "none" => Network::None,
                 "host" => Network::Host,
                 _ => Network::Default,
             },
-            extra_hosts: args.add_hosts.iter().map(|text| extra_host(text)).collect::<Result<_, _>>()?,
+            extra_hosts: extra_hosts(&args.add_hosts)?,
             allow: args.allow.iter().map(|text| allow(text)).collect::<Result<Vec<_>, _>>()?.concat(),
-            shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
+            shm_size: given(&args.shm_size)
+                .map(|text| parse_size("--shm-size", text))
+                .transpose()?
+                .filter(|size| *size > 0),
             ulimits: args.ulimits,
-            cgroup_parent: args.cgroup_parent,
+            cgroup_parent: args.cgroup_parent.filter(|name| !name.is_empty()),
             resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
             attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call::call(&args.call, args.check)?,
@@ -222,16 +250,31 @@ impl BuildRequest {
             }),
             progress: args.progress.parse().map_err(Failure::usage)?,
             quiet: args.quiet,
-            iidfile: args.iidfile,
-            metadata_file: args.metadata_file,
+            iidfile,
+            metadata_provenance: match environment("BUILDX_METADATA_PROVENANCE").as_deref() {
+                Some("max") => Some(attest::Mode::Max),
+                Some("disabled" | "false" | "0" | "f" | "F" | "FALSE" | "False") => None,
+                _ => Some(attest::Mode::Min),
+            },
+            metadata_warnings: environment("BUILDX_METADATA_WARNINGS")
+                .is_some_and(|text| !text.is_empty() && parse_bool("", &text).unwrap_or(false)),
+            metadata_file: args.metadata_file.filter(|path| !path.as_os_str().is_empty()),
             source_date_epoch,
             proxy_env: Vec::new(),
         })
     }
 }
 
+/// A flag's value; an empty one is what a script leaves of a variable that is not set.
+fn given(value: &Option<String>) -> Option<&str> {
+    value.as_deref().filter(|text| !text.is_empty())
+}
+
 /// `--allow`: several with commas between them. A device's name may be followed by a comma and options.
 fn allow(text: &str) -> Result<Vec<String>, Failure> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
     let (one, rest) = match text.split_once(',') {
         Some((one, rest)) if !one.starts_with("device=") => (one, Some(rest)),
         _ => (text, None),
@@ -250,7 +293,8 @@ fn allow(text: &str) -> Result<Vec<String>, Failure> {
 
 /// `--cache-to`, and the build argument that asks for an inline cache.
 fn cache_to(args: &BuildArgs, build_args: &[(String, String)]) -> Result<Vec<CacheTo>, Failure> {
-    let mut caches = args.cache_to.iter().map(|text| CacheTo::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let given = args.cache_to.iter().filter(|text| !text.is_empty());
+    let mut caches = given.map(|text| CacheTo::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let asked = build_args.iter().rev().find(|(name, _)| name == "BUILDKIT_INLINE_CACHE");
     if let Some((name, value)) = asked
         && parse_bool(name, value)?
@@ -290,6 +334,19 @@ fn resources<'a>(texts: impl Iterator<Item = &'a String>) -> Result<BTreeMap<Str
         }
     }
     Ok(all)
+}
+
+/// `--add-host`: several with commas between them.
+fn extra_hosts(texts: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let mut hosts = Vec::new();
+    for text in texts {
+        let fields =
+            csv(text).map_err(|error| Failure::usage(format!("invalid --add-host {text:?}: {error}")))?;
+        for field in fields.iter().filter(|field| !field.is_empty()) {
+            hosts.push(extra_host(field)?);
+        }
+    }
+    Ok(hosts)
 }
 
 fn extra_host(text: &str) -> Result<(String, String), Failure> {
@@ -361,13 +418,51 @@ mod tests {
     }
 
     #[test]
+    fn empty_values_are_as_good_as_none() {
+        let empty = || vec![String::new()];
+        let request = request(|args| {
+            (args.file, args.target, args.cgroup_parent) =
+                (Some(String::new()), Some(String::new()), Some(String::new()));
+            (args.platform, args.outputs, args.secrets, args.allow) = (empty(), empty(), empty(), empty());
+            (args.cache_from, args.cache_to, args.add_hosts) = (empty(), empty(), empty());
+            (args.annotations, args.attest, args.provenance) = (empty(), empty(), Some(String::new()));
+            (args.iidfile, args.metadata_file, args.shm_size) =
+                (Some("".into()), Some("".into()), Some(String::new()));
+            args.network = String::new();
+        });
+        let request = request.unwrap();
+        assert_eq!(request.dockerfile, DockerfileSource::Default);
+        assert!(
+            request.iidfile.is_none() && request.metadata_file.is_none() && request.cgroup_parent.is_none()
+        );
+        assert_eq!(request.outputs.len(), 1);
+        assert_eq!(request.outputs[0].kind, OutputKind::Image);
+        assert_eq!(request.attestations, Wanted::default());
+    }
+
+    #[test]
+    fn hosts_may_stand_in_one_flag() {
+        let request =
+            request(|args| args.add_hosts = vec!["a:1.2.3.4,b=::1".into(), "c:[::2]".into()]).unwrap();
+        let names: Vec<&str> = request.extra_hosts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         assert!(request(|args| args.push = true).is_err());
+        assert!(request(|args| args.build_args = vec!["=x".into()]).is_err());
+        assert!(request(|args| args.labels = vec![String::new()]).is_err());
+        assert!(request(|args| args.ulimits = vec!["files=1".into()]).is_err());
+        assert!(
+            request(|args| (args.outputs, args.iidfile) = (vec!["out".into()], Some("i".into()))).is_err()
+        );
         assert!(request(|args| (args.push, args.tags) = (true, vec!["x".into()])).is_ok());
         assert!(request(|args| (args.context, args.file) = ("-".into(), Some("-".into()))).is_err());
         assert!(request(|args| args.tags = vec!["UPPER".into()]).is_err());
         assert!(request(|args| args.allow = vec!["everything".into()]).is_err());
-        assert!(request(|args| args.secrets = vec!["id=x,env=UNSET".into()]).is_err());
+        let unset = request(|args| args.secrets = vec!["id=x,env=UNSET".into()]).unwrap();
+        assert_eq!(unset.warnings, ["--secret x is empty: the variable UNSET is not set"]);
         assert!(request(|args| args.secrets = vec!["id=FROM_ENV".into()]).is_ok());
         assert!(request(|args| args.call = "dance".into()).is_err());
     }

@@ -40,23 +40,20 @@ impl Output {
 
 /// `--output`, `--push` and `--load` together. Without any of them the image goes into the local store.
 pub(super) fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Failure> {
-    let mut outputs = args.outputs.iter().map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;
+    let given = args.outputs.iter().filter(|text| !text.is_empty());
+    let mut outputs = given.map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;
     if args.push {
-        match outputs.iter_mut().find(|output| output.kind == OutputKind::Image) {
-            Some(output) => {
-                output.options.insert("push".to_owned(), "true".to_owned());
-            }
-            None => outputs.push(Output {
-                kind: OutputKind::Image,
-                dest: None,
-                options: BTreeMap::from([("push".to_owned(), "true".to_owned())]),
-            }),
+        if !outputs.iter().any(|output| output.kind == OutputKind::Image) {
+            outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
+        }
+        for output in outputs.iter_mut().filter(|output| output.kind == OutputKind::Image) {
+            output.options.insert("push".to_owned(), "true".to_owned());
         }
     }
     if outputs.is_empty() {
         outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
     }
-    for text in &args.annotations {
+    for text in args.annotations.iter().filter(|text| !text.is_empty()) {
         let pairs = annotation_flag(text)?;
         for output in &mut outputs {
             if matches!(output.kind, OutputKind::Image | OutputKind::Oci | OutputKind::Docker) {

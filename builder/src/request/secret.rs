@@ -44,9 +44,6 @@ pub(super) fn secret(text: &str, environment: Environment<'_>) -> Result<(String
         SecretSource::File(path) if !path.is_file() => {
             Err(invalid(&format!("there is no file {}", path.display())))
         }
-        SecretSource::Env(name) if environment(name).is_none() => {
-            Err(invalid(&format!("the variable {name} is not set")))
-        }
         _ => Ok((id, source)),
     }
 }

@@ -95,6 +95,28 @@ fn what_is_said_names_the_image_and_tells_no_secret() {
 }
 
 #[test]
+fn plain_files_have_them_beside_them() {
+    let env = TestEnv::new();
+    let context = env.context("files", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /f\n")]);
+    let context = context.display().to_string();
+    let flags = ["--platform=linux/amd64,linux/arm64", "--provenance=mode=min,version=v0.2,filename=p.json"];
+    let build = |output: &str| env.rbuild(flags.iter().copied().chain(["-o", output, &context])).ok();
+    let _ = build("type=local,dest=out,attestation-prefix=about-");
+    let read = |path: &str| std::fs::read(env.work().join(path)).expect("the file is there");
+    let said: Value = serde_json::from_slice(&read("out/linux_arm64/about-p.json")).expect("JSON");
+    assert_eq!(said["predicateType"], "https://slsa.dev/provenance/v0.2");
+    assert_eq!(said["subject"][0]["name"], "f");
+    let _ = build("type=local,dest=one,platform-split=false");
+    assert!(!read("one/p.linux_amd64.json").is_empty() && !read("one/f").is_empty());
+    let _ = build("type=tar,dest=out.tar");
+    let list = std::process::Command::new("tar").arg("-tf").arg(env.work().join("out.tar")).output();
+    let list = String::from_utf8(list.expect("tar runs").stdout).expect("names");
+    for name in ["linux_amd64/f\n", "linux_amd64/p.json\n", "linux_arm64/f\n"] {
+        assert!(list.contains(name), "{list}");
+    }
+}
+
+#[test]
 fn what_cannot_hold_attestations_says_so() {
     let env = TestEnv::new();
     let context = env.context("docker", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);

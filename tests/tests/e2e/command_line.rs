@@ -40,10 +40,71 @@ fn flags_of_docker_buildx_are_taken() {
         "--label=a=b",
         "--no-cache=true",
         "--pull=false",
-        "--provenance=false",
+        "--provenance",
+        "mode=min",
         "--sbom=false",
+        "--target",
+        "",
+        "--cache-from=",
+        "--output=",
+        "--iidfile=",
+        "--platform=",
+        "--network=",
+        "-q",
+        "-q",
+        "-f",
+        "missing",
+        "-f",
+        "",
+        "--squash",
+        "--print=build",
     ];
-    let _ = env.rbuild(flags.iter().copied().chain([context.as_str()])).ok();
+    let _ = env.rbuild(flags.iter().copied().chain([context.as_str()])).ok().says("--squash has no effect");
+    let _ = env.rbuild(["--builder=x", &context]).fails_with(2).says("leave --builder out");
+    let _ = env.rbuild(["--iidfile=i", "-o", "out", &context]).fails_with(2).says("files have no ID");
+    let outcome = env.rbuild(["--secret=id=s,env=NOT_SET", &context]).ok();
+    let _ = outcome.says("--secret s is empty: the variable NOT_SET is not set");
+}
+
+#[test]
+fn the_metadata_file_has_what_buildx_writes() {
+    let mut env = TestEnv::new();
+    let context = env.context("meta", &[("Dockerfile", "FROM scratch as x\nCOPY Dockerfile /f\n")]);
+    let context = context.display().to_string();
+    let metadata = |env: &TestEnv, more: &[&str]| -> serde_json::Value {
+        let file = env.work().join("metadata.json");
+        let flag = format!("--metadata-file={}", file.display());
+        let _ = env.rbuild([flag.as_str(), "-t", "x:1", &context].iter().chain(more)).ok();
+        serde_json::from_slice(&std::fs::read(file).expect("it was written")).expect("JSON")
+    };
+    let cache = format!("--cache-to=type=local,dest={}", env.work().join("cache").display());
+    let got = metadata(&env, &["--label=a=b", &cache]);
+    let keys: Vec<&str> = got.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "buildx.build.provenance",
+            "buildx.build.ref",
+            "cache.manifest",
+            "containerimage.config.digest",
+            "containerimage.descriptor",
+            "containerimage.digest",
+            "image.name"
+        ]
+    );
+    let provenance = &got["buildx.build.provenance"];
+    assert_eq!(provenance["buildType"], "https://mobyproject.org/buildkit@v1");
+    assert_eq!(provenance["invocation"]["parameters"]["args"]["label:a"], "b");
+    assert!(provenance["metadata"].is_null() && provenance["buildConfig"].is_null());
+
+    env.set("BUILDX_METADATA_PROVENANCE", "max");
+    env.set("BUILDX_METADATA_WARNINGS", "1");
+    let got = metadata(&env, &["--platform=linux/amd64,linux/arm64"]);
+    assert!(got["buildx.build.provenance/linux/arm64"]["metadata"]["buildFinishedOn"].is_string(), "{got}");
+    assert!(got["containerimage.config.digest"].is_null());
+    assert_eq!(got["buildx.build.warnings"][0]["range"][0]["start"]["line"], 1);
+    env.set("BUILDX_METADATA_PROVENANCE", "disabled");
+    assert!(metadata(&env, &[])["buildx.build.provenance"].is_null());
 }
 
 #[test]

@@ -85,6 +85,7 @@ pub(crate) async fn write(
     let descriptors: Vec<Option<Descriptor>> =
         blobs.iter().map(|blob| blob.as_ref().map(|(descriptor, _)| descriptor.clone())).collect();
     let artifact = plan.index.clone().artifact(&plan.layers, &descriptors, to.oci, to.image_manifest);
+    sent.manifest = Some(Descriptor::of(&artifact.document.0, &artifact.document.1));
     // Of cache mounts also what stays there, so that a reset leaves it.
     let new = plan.files.iter().map(|(blob, path)| (blob.digest, blob.size, path.clone()));
     let listed = plan.index.mounts.iter().flat_map(|mount| [&mount.index].into_iter().chain(&mount.packs));

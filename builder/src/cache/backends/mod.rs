@@ -12,7 +12,7 @@ pub(crate) mod registry;
 use image::Descriptor;
 
 /// What a transfer came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     /// Layers in the cache, and blobs of cache mounts.
     pub(crate) layers: usize,
@@ -20,6 +20,8 @@ pub(crate) struct Sent {
     pub(crate) new: usize,
     /// Bytes of the new ones.
     pub(crate) bytes: u64,
+    /// The document that names all of it, where there is one.
+    pub(crate) manifest: Option<Descriptor>,
 }
 
 impl Sent {

@@ -89,11 +89,11 @@ pub(crate) async fn write(
     for (how, (blob, _)) in pushed.iter().zip(&plan.files) {
         watch.sent.borrow_mut().count(blob, *how != Pushed::Existed);
     }
-    push::push_artifact(root, client, &plan.layers, reference, &options, &watch, |blobs| {
+    let manifest = push::push_artifact(root, client, &plan.layers, reference, &options, &watch, |blobs| {
         plan.index.clone().artifact(&plan.layers, blobs, to.oci, to.image_manifest)
     })
     .await?;
-    Ok(watch.sent.into_inner())
+    Ok(Sent { manifest: Some(manifest), ..watch.sent.into_inner() })
 }
 
 async fn upload(

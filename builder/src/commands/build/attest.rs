@@ -1,10 +1,12 @@
 //! What is said about an image beside it.
 
+use image::Platform;
 use image::tree::Tree;
+use serde_json::Value;
 use solver::Definition;
 
 use super::Build;
-use crate::attest::{Attestation, provenance};
+use crate::attest::{Attestation, Mode, Provenance, provenance};
 use crate::export::AssembledImage;
 use crate::failure::{Class, Failure, OrFail as _};
 use crate::request::ContextSource;
@@ -31,30 +33,58 @@ impl Build<'_> {
             made.push(Attestation {
                 predicate_type: "https://spdx.dev/Document",
                 predicate,
-                file: "sbom.spdx.json",
+                file: "sbom.spdx.json".to_owned(),
             });
         }
         if let Some(asked) = &wanted.provenance {
-            let request = self.request;
-            let facts = provenance::Facts {
-                definition,
-                platform: &image.platform,
-                dockerfile: (&self.parsed.name, &self.parsed.text),
-                target: request.target.as_deref(),
-                build_args: &request.build_args,
-                labels: &request.labels,
-                secrets: &request.secrets.keys().cloned().collect::<Vec<_>>(),
-                ssh: &request.ssh.keys().cloned().collect::<Vec<_>>(),
-                no_cache: request.no_cache,
-                remote: match &request.context {
-                    ContextSource::Remote(url) => Some(url),
-                    _ => None,
-                },
-                invocation: &self.id,
-                times,
-            };
-            made.push(provenance::provenance(asked, &facts));
+            made.push(provenance::provenance(asked, &self.facts(definition, &image.platform, times)));
         }
         Ok(made)
+    }
+
+    /// What `--metadata-file` has of the provenance: in the older version of SLSA, as buildx writes it there.
+    pub(super) fn provenance_for_metadata(
+        &self,
+        definition: &Definition,
+        platform: &Platform,
+        times: (i64, i64),
+    ) -> Option<Value> {
+        self.request.metadata_file.as_ref()?;
+        let mode = self.request.metadata_provenance?;
+        let predicate =
+            provenance::predicate(&Provenance::default(), &self.facts(definition, platform, Some(times)));
+        let mut predicate = provenance::version_0_2(&predicate);
+        if mode == Mode::Min {
+            for key in ["buildConfig", "metadata"] {
+                predicate.as_object_mut().and_then(|predicate| predicate.remove(key));
+            }
+        }
+        Some(predicate)
+    }
+
+    fn facts<'a>(
+        &'a self,
+        definition: &'a Definition,
+        platform: &'a Platform,
+        times: Option<(i64, i64)>,
+    ) -> provenance::Facts<'a> {
+        let request = self.request;
+        provenance::Facts {
+            definition,
+            platform,
+            dockerfile: (&self.parsed.name, &self.parsed.text),
+            target: request.target.as_deref(),
+            build_args: &request.build_args,
+            labels: &request.labels,
+            secrets: request.secrets.keys().collect(),
+            ssh: request.ssh.keys().collect(),
+            no_cache: request.no_cache,
+            remote: match &request.context {
+                ContextSource::Remote(url) => Some(url),
+                _ => None,
+            },
+            invocation: &self.id,
+            times,
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! Where the result of a build goes: outputs and caches.
 
+use bstr::ByteSlice as _;
 use image::tree::Tree;
+use serde_json::{Value, json};
 use store::registry::Client;
 
 use super::{Build, Made};
+use crate::attest;
 use crate::cache::export::{self as cache_export, Exports, Material};
 use crate::cache::import::Imports;
 use crate::export::file::Sink;
@@ -36,7 +39,12 @@ impl Build<'_> {
     }
 
     /// What caches of other builders saved and what they cost, if any were asked for.
-    pub(super) fn cache_summary(&self, made: &[Made], imports: &Imports, exports: Exports) -> Option<String> {
+    pub(super) fn cache_summary(
+        &self,
+        made: &[Made],
+        imports: &Imports,
+        exports: &Exports,
+    ) -> Option<String> {
         if self.request.cache_from.is_empty() && self.request.cache_to.is_empty() {
             return None;
         }
@@ -106,32 +114,51 @@ impl Build<'_> {
         Ok(exported)
     }
 
+    /// Plain files, of several platforms a directory each, as in BuildKit. What is said about them stands beside them.
     pub(super) fn export_files(&self, output: &Output, made: &[Made]) -> Result<(), Failure> {
+        let layers = self.root.layers();
+        let split = output.flag("platform-split")?.unwrap_or(made.len() > 1);
+        let prefix = output.options.get("attestation-prefix").map_or("", String::as_str);
+        let mut trees = Vec::with_capacity(made.len());
         for one in made {
-            let layers = self.root.layers();
             let indexes = one.layers.iter().map(|layer| layers.index(&layer.diff_id));
-            let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
-            let epoch = one.epoch;
-            match (output.kind, &output.dest) {
-                (OutputKind::Local, Some(dest)) => {
-                    // Several platforms get a directory each, as in BuildKit.
-                    let split = output.flag("platform-split")?.unwrap_or(made.len() > 1);
-                    let name = one.image.platform.to_string().replace('/', "_");
-                    let dest = if split { dest.join(name) } else { dest.clone() };
-                    flat::write_directory(&tree, &layers, epoch, &dest).or_fail(Class::Host)?;
-                }
-                _ if made.len() > 1 => {
-                    return Err(Failure::usage(
-                        "--output type=tar cannot hold several platforms: use type=local",
-                    ));
-                }
-                (_, dest) => {
-                    let mut sink = Sink::open(dest.as_deref(), "dest")?;
-                    flat::write_tar(&tree, &layers, epoch, &mut sink).or_fail(Class::Host)?;
-                    sink.finish()?;
+            trees.push(Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?));
+        }
+        let mut parts = Vec::with_capacity(made.len());
+        for (one, tree) in made.iter().zip(&trees) {
+            let platform = one.image.platform.to_string().replace('/', "_");
+            let mut documents = Vec::new();
+            if !one.image.attestations.is_empty() {
+                let digests = flat::digests(tree, &layers).or_fail(Class::Host)?;
+                let subjects: Vec<Value> = digests
+                    .iter()
+                    .map(|(path, digest)| json!({ "name": path.to_str_lossy(), "digest": { "sha256": digest.hex() } }))
+                    .collect();
+                for attestation in &one.image.attestations {
+                    let name = match attestation.file.rsplit_once('.') {
+                        Some((stem, extension)) if made.len() > 1 && !split => {
+                            format!("{prefix}{stem}.{platform}.{extension}")
+                        }
+                        _ => format!("{prefix}{}", attestation.file),
+                    };
+                    documents.push((name, attest::statement(attestation, subjects.clone())));
                 }
             }
+            let directory = if split { platform } else { String::new() };
+            parts.push(flat::Part { directory, tree, epoch: one.epoch, documents });
         }
-        Ok(())
+        match (output.kind, &output.dest) {
+            (OutputKind::Local, Some(dest)) => {
+                for part in &parts {
+                    flat::write_directory(part, &layers, dest).or_fail(Class::Host)?;
+                }
+                Ok(())
+            }
+            (_, dest) => {
+                let mut sink = Sink::open(dest.as_deref(), "dest")?;
+                flat::write_tar(&parts, &layers, &mut sink).or_fail(Class::Host)?;
+                sink.finish()
+            }
+        }
     }
 }

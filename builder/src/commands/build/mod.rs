@@ -14,7 +14,8 @@ use std::rc::Rc;
 
 use frontend::lint;
 use frontend::request::Converted;
-use image::{Platform, Reference};
+use image::{Descriptor, Platform, Reference};
+use serde_json::Value;
 use solver::cancel::Cancel;
 use solver::record::SnapshotLayer;
 use store::directory::Directory;
@@ -65,6 +66,9 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
     if request.on_error == OnError::Shell && !super::shell::at_terminal() {
         return Err(Failure::usage("--on-error=shell needs a terminal: there is none")
             .hint("--on-error=keep keeps the sandbox of a step that fails for `rbuild shell`"));
+    }
+    for warning in &request.warnings {
+        super::eprint(&format!("WARNING: {warning}\n"));
     }
     request.proxy_env = crate::registry::proxies(&session.places);
     if !request.resources.is_empty() {
@@ -181,6 +185,20 @@ struct Made {
     used: Used,
     /// Cache mounts that its steps name.
     mounts: BTreeSet<UsedMount>,
+    /// For `--metadata-file`, if that is to have it.
+    provenance: Option<Value>,
+}
+
+/// What a build leaves, for whoever called.
+#[derive(Debug, Default)]
+struct Left {
+    exported: Option<Exported>,
+    /// Where the cache is now.
+    cache: Option<Descriptor>,
+    /// For `--metadata-file`, a platform each.
+    provenance: Vec<(Platform, Value)>,
+    /// What caches of other builders saved.
+    summary: Option<String>,
 }
 
 impl Build<'_> {
@@ -243,11 +261,11 @@ impl Build<'_> {
             timings.show(&steps)?;
         }
         match result {
-            Ok((exported, cache)) => {
-                if let (Some(cache), false) = (cache, self.request.quiet) {
+            Ok(left) => {
+                if let (Some(cache), false) = (&left.summary, self.request.quiet) {
                     super::eprint(&format!("{cache}\n"));
                 }
-                self.tell(exported, &findings)
+                self.tell(left, &findings)
             }
             Err(Stopped::Failure(failure)) => Err(failure),
             Err(Stopped::Step { failure, excerpt }) => {
@@ -273,14 +291,14 @@ impl Build<'_> {
         client: &Client,
         cancel: &Cancel,
         progress: &Progress,
-    ) -> Result<(Option<Exported>, Option<String>), Stopped> {
+    ) -> Result<Left, Stopped> {
         let imports = Rc::new(self.imports(progress.handle()));
         let mut made = Vec::new();
         for converted in converted {
             let _phase = timing::phase("solve", Of::Build);
             made.push(self.solve(converted, contexts, images, &imports, cancel, progress).await?);
         }
-        let mut first = None;
+        let mut left = Left::default();
         for output in &self.request.outputs {
             let _phase = timing::phase("export", Of::Build);
             let _span = self.tracer.as_ref().map(|tracer| tracer.span("export"));
@@ -289,15 +307,19 @@ impl Build<'_> {
                 () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
                 exported = self.export(output, &made, client, progress) => exported?,
             };
-            first = first.or(exported);
+            // Of several the last counts, as in BuildKit: they may differ in media types.
+            left.exported = exported.or(left.exported);
         }
         let exports = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Failure::new(Class::Cancelled, "cancelled").into()),
             exports = self.export_caches(&made, client, &imports, progress) => exports?,
         };
-        let summary = self.cache_summary(&made, &imports, exports);
-        Ok((first, summary))
+        left.summary = self.cache_summary(&made, &imports, &exports);
+        left.cache = exports.sent.manifest;
+        left.provenance =
+            made.into_iter().filter_map(|made| Some((made.image.platform, made.provenance?))).collect();
+        Ok(left)
     }
 }
 

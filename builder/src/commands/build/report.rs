@@ -2,22 +2,33 @@
 
 use frontend::Diagnostic;
 
-use super::Build;
+use super::{Build, Left};
 use crate::commands::print;
-use crate::export::{Exported, metadata};
+use crate::export::metadata::{self, Built};
 use crate::failure::Failure;
-use crate::progress::Mode;
+use crate::progress::{Mode, rawjson};
 
 impl Build<'_> {
     /// What a build that went well says at its end.
-    pub(super) fn tell(&self, exported: Option<Exported>, findings: &[Diagnostic]) -> Result<(), Failure> {
+    pub(super) fn tell(&self, left: Left, findings: &[Diagnostic]) -> Result<(), Failure> {
+        let Left { exported, cache, provenance, .. } = left;
         *self.digest.borrow_mut() = exported.as_ref().map(|exported| exported.descriptor.digest.to_string());
         if let Some(path) = &self.request.metadata_file {
-            let build = format!("default/default/{}", self.id);
-            metadata::write_metadata(
-                path,
-                &metadata::metadata(exported.as_ref(), &build, serde_json::Map::new()),
-            )?;
+            let warnings = match self.request.metadata_warnings {
+                true => findings
+                    .iter()
+                    .map(|finding| rawjson::warning(finding, &self.parsed.name, &self.parsed.text))
+                    .collect(),
+                false => Vec::new(),
+            };
+            let metadata = metadata::metadata(&Built {
+                build_ref: &format!("default/default/{}", self.id),
+                exported: exported.as_ref(),
+                provenance: &provenance,
+                warnings,
+                cache: cache.as_ref(),
+            });
+            metadata::write_metadata(path, &metadata)?;
         }
         if let (Some(path), Some(exported)) = (&self.request.iidfile, &exported) {
             metadata::write_iidfile(path, exported)?;
@@ -39,9 +50,9 @@ impl Build<'_> {
             return;
         }
         if self.request.progress == Mode::RawJson {
-            let lines = findings.iter().map(|finding| {
-                crate::progress::rawjson::warning(finding, &self.parsed.name, &self.parsed.text)
-            });
+            let lines = findings
+                .iter()
+                .map(|finding| rawjson::warning_line(finding, &self.parsed.name, &self.parsed.text));
             crate::commands::eprint(&lines.collect::<String>());
             return;
         }

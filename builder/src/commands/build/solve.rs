@@ -121,7 +121,9 @@ impl Build<'_> {
         image.attestations = self.attest(&converted.definition, &image, times)?;
         self.images.borrow_mut().push(image.clone());
         let mounts = save::named(&converted.definition);
-        Ok(Made { image, layers, epoch, used, mounts })
+        let provenance =
+            self.provenance_for_metadata(&converted.definition, &image.platform, (self.began, now));
+        Ok(Made { image, layers, epoch, used, mounts, provenance })
     }
 
     /// Whether all layers are here or at registries; those that only an imported cache has are brought here.
