@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use image::Digest;
 use image::digest::Verified;
-use image::{Descriptor, Digest};
 use rusqlite::OptionalExtension;
 
 use crate::error::StoreError;
@@ -24,15 +24,6 @@ pub const MAX_DOCUMENT: u64 = 8 << 20;
 #[derive(Clone, Debug)]
 pub struct Blobs {
     root: Root,
-}
-
-/// A blob being written.
-#[derive(Debug)]
-pub struct NewBlob {
-    root: Root,
-    file: TempFile,
-    hasher: image::digest::Hasher,
-    size: u64,
 }
 
 impl Blobs {
@@ -64,12 +55,6 @@ impl Blobs {
             Ok(_) => self.publish(file, *digest, size),
             Err(source) => Err(StoreError::Rejected { what: "blob", digest: *digest, source }),
         }
-    }
-
-    /// Starts a blob whose digest is known at its end. `like` picks the algorithm; `None` is SHA-256.
-    pub fn create(&self, like: Option<&Digest>) -> Result<NewBlob, StoreError> {
-        let hasher = like.map_or_else(image::digest::Hasher::sha256, image::digest::Hasher::like);
-        Ok(NewBlob { root: self.root.clone(), file: self.root.temp_file()?, hasher, size: 0 })
     }
 
     /// Whether it is here, whole.
@@ -149,7 +134,8 @@ impl Blobs {
         Ok(here.is_some() && (size.is_none() || here == size))
     }
 
-    fn publish(&self, file: TempFile, digest: Digest, size: u64) -> Result<(), StoreError> {
+    /// Gives a file its name, whose `size` bytes hash to `digest`, and holds it.
+    pub(crate) fn publish(&self, file: TempFile, digest: Digest, size: u64) -> Result<(), StoreError> {
         let to = self.path(&digest);
         self.root.publish(&[Item::Blob(digest)], || {
             file.rename(&to).map_err(StoreError::io("create", &to))?;
@@ -172,57 +158,6 @@ impl Blobs {
             tx.prepare_cached("DELETE FROM blobs WHERE digest = ?1 AND epoch IS ?2")?
                 .execute((digest.bytes(), written))
         })?;
-        Ok(())
-    }
-}
-
-impl NewBlob {
-    /// Bytes written so far.
-    pub fn len(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether nothing was written yet.
-    pub fn is_empty(&self) -> bool {
-        self.size == 0
-    }
-
-    /// Gives the blob its name and holds it.
-    pub fn commit(self) -> Result<(Digest, u64), StoreError> {
-        let digest = self.hasher.finish();
-        self.root.blobs().publish(self.file, digest, self.size)?;
-        Ok((digest, self.size))
-    }
-
-    /// The same, if it is what `expected` says.
-    pub fn commit_as(self, expected: &Descriptor) -> Result<(), StoreError> {
-        let digest = self.hasher.finish();
-        if digest != expected.digest || self.size != expected.size {
-            let error = if self.size == expected.size {
-                image::digest::VerifyError::Digest { expected: expected.digest, actual: digest }
-            } else {
-                image::digest::VerifyError::Size {
-                    digest: expected.digest,
-                    expected: expected.size,
-                    actual: self.size,
-                }
-            };
-            let source = io::Error::new(io::ErrorKind::InvalidData, error);
-            return Err(StoreError::Rejected { what: "blob", digest: expected.digest, source });
-        }
-        self.root.blobs().publish(self.file, digest, self.size)
-    }
-}
-
-impl Write for NewBlob {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.size += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -253,9 +188,6 @@ mod tests {
         assert_eq!(blobs.read(&digest).unwrap(), b"hello");
         // It is there: the reader is not asked.
         blobs.put(&digest, 5, &b""[..]).unwrap();
-        let mut new = blobs.create(None).unwrap();
-        new.write_all(b"world").unwrap();
-        assert_eq!(new.commit().unwrap(), (Digest::of(b"world"), 5));
         assert!(blobs.remove(&digest).unwrap() && !blobs.remove(&digest).unwrap());
         assert!(blobs.open(&digest).unwrap_err().is_missing());
     }

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the schema below; a higher one is refused, a lower one migrated.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// A WAL longer than this is written back when the connection closes, so that the next one opens fast.
 const LONG_WAL: u64 = 1 << 20;
@@ -63,6 +63,13 @@ CREATE TABLE directories(
     kind INTEGER NOT NULL, name BLOB NOT NULL, description TEXT NOT NULL,
     created INTEGER NOT NULL, last_used INTEGER NOT NULL,
     PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+";
+
+/// Where deflated blocks are: in which blob, from which byte on. The hash is of their bytes.
+const BLOCKS: &str = "
+CREATE TABLE blocks(
+    key BLOB PRIMARY KEY, blob BLOB NOT NULL, at INTEGER NOT NULL, size INTEGER NOT NULL, hash BLOB NOT NULL
 ) WITHOUT ROWID;
 ";
 
@@ -202,7 +209,7 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     match version(&connection).map_err(sql)? {
         0 => create(&connection).map_err(sql)?,
         VERSION => {}
-        1 | 2 => migrate(&connection).map_err(sql)?,
+        1..VERSION => migrate(&connection).map_err(sql)?,
         found => return Err(DbError::Newer { path: path.to_owned(), found }),
     }
     connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
@@ -222,21 +229,25 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     // Another process may have been first.
     if version(&transaction)? == 0 {
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(BLOCKS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
 }
 
-/// From version 1, which did not say where a record came from (all were made here), and 2, which did not say how long a
-/// step took.
+/// From version 1, which did not say where a record came from (all were made here), 2, which did not say how long a step
+/// took, and 3, which knew no blocks.
 fn migrate(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
     if found == 1 {
         transaction.execute_batch("ALTER TABLE records ADD COLUMN origin TEXT")?;
     }
-    if found < VERSION {
+    if found <= 2 {
         transaction.execute_batch("ALTER TABLE records ADD COLUMN seconds REAL NOT NULL DEFAULT 0")?;
+    }
+    if found < VERSION {
+        transaction.execute_batch(BLOCKS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
@@ -274,13 +285,16 @@ mod tests {
     }
 
     #[test]
-    fn older_versions_get_the_columns_that_they_lack() {
-        for (version, values) in [(1, ""), (2, ", NULL")] {
+    fn older_versions_get_what_they_lack() {
+        for (version, values) in [(1, ""), (2, ", NULL"), (3, ", NULL, 0")] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("meta.db");
             Db::new(path.clone())
                 .write(|tx| {
-                    tx.execute_batch("ALTER TABLE records DROP COLUMN seconds")?;
+                    tx.execute_batch("DROP TABLE blocks")?;
+                    if version <= 2 {
+                        tx.execute_batch("ALTER TABLE records DROP COLUMN seconds")?;
+                    }
                     if version == 1 {
                         tx.execute_batch("ALTER TABLE records DROP COLUMN origin")?;
                     }
@@ -290,9 +304,13 @@ mod tests {
                 })
                 .unwrap();
             let read = Db::new(path).read(|db| {
-                db.query_row("SELECT origin, seconds FROM records", [], |row| Ok((row.get(0)?, row.get(1)?)))
+                db.query_row(
+                    "SELECT origin, seconds, (SELECT count(*) FROM blocks) FROM records",
+                    [],
+                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                )
             });
-            assert_eq!(read.unwrap(), (None::<String>, 0.0));
+            assert_eq!(read.unwrap(), (None::<String>, 0.0, 0));
         }
     }
 

@@ -222,6 +222,7 @@ impl Root {
                     tx.prepare_cached("DELETE FROM layers WHERE diff_id = ?1")?.execute([diff_id])?;
                 }
             }
+            tx.execute("DELETE FROM blocks WHERE blob NOT IN (SELECT digest FROM blobs)", [])?;
             let gone = "diff_id NOT IN (SELECT diff_id FROM layers)";
             tx.execute(&format!("DELETE FROM records WHERE last_used < ?1 AND {gone}"), [old])?;
             tx.execute("DELETE FROM memo WHERE last_used < ?1", [old])?;

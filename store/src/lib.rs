@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod blob;
+mod blocks;
 pub mod compress;
 pub mod copy;
 pub mod db;

@@ -15,7 +15,8 @@ use image::manifest::{Document, media_type};
 use image::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, Reference};
 use tokio::sync::mpsc;
 
-use crate::compress::{Algorithm, Compression, compress_layer};
+use crate::blocks;
+use crate::compress::{Algorithm, Compression};
 use crate::error::StoreError;
 use crate::layer::LayerBlob;
 use crate::pool;
@@ -439,12 +440,9 @@ impl Source for TarSource {
         let (root, diff_id, compression) = (self.root.clone(), self.diff_id, self.compression);
         on_pool(move |pieces| {
             let _phase = timing::phase("compress", Of::Layer(diff_id));
-            let tar = root.layers().open_tar(&diff_id)?;
             let mut out = io::BufWriter::with_capacity(PIECE, pieces);
-            let compressed = compress_layer(tar, compression, &mut out)?;
-            if matches!(diff_id.0, Digest::Sha256(_)) && compressed.input != diff_id.0 {
-                return Err(format!("the tar of layer {diff_id} is damaged").into());
-            }
+            let compressed = blocks::pack(&root, &diff_id, compression, false, &mut out)?;
+            out.flush()?;
             Ok((compressed.digest, compressed.size))
         })
     }

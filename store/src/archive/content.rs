@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 
 use image::manifest::{Document, media_type};
 use image::{Descriptor, DiffId, Digest, Index, Manifest, Reference};
 
 use super::ArchiveError;
-use crate::compress::{Algorithm, Compression, compress_layer};
+use crate::blocks;
+use crate::compress::{Algorithm, Compression};
 use crate::error::StoreError;
 use crate::layer::LayerBlob;
 use crate::lease::{Item, Lease};
@@ -310,18 +312,10 @@ pub fn pack(
     {
         return Ok(blob);
     }
-    let tar = layers.open_tar(diff_id)?;
-    let mut new = blobs.create(None)?;
-    let compressed = compress_layer(tar, compression, &mut new)?;
-    if compressed.input != diff_id.0 {
-        // The file has its right length and other bytes: a disk that lies, or somebody was in there.
-        layers.remove(diff_id)?;
-        return Err(StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
-    }
-    let (digest, size) = new.commit()?;
+    let compressed = blocks::pack(root, diff_id, compression, true, io::sink())?;
     let blob = LayerBlob {
-        digest,
-        size,
+        digest: compressed.digest,
+        size: compressed.size,
         media_type: media_type.to_owned(),
         algorithm: compression.algorithm,
         level: Some(compression.level),

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use image::manifest::DocumentError;
 use image::{Descriptor, Digest, Reference};
 
+use crate::blocks::PackError;
 use crate::compress::CompressError;
 use crate::error::StoreError;
 
@@ -69,6 +70,15 @@ pub enum ArchiveError {
     /// The root.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<PackError> for ArchiveError {
+    fn from(error: PackError) -> Self {
+        match error {
+            PackError::Compress(error) => error.into(),
+            PackError::Store(error) => error.into(),
+        }
+    }
 }
 
 /// An image that came out of an archive.

@@ -4,8 +4,10 @@
 //! on the way. What it writes depends on the tar, the algorithm and the level: never on the number of threads, the CPU
 //! or the day. Memory is bounded by a few blocks a core.
 
+mod chain;
+mod cut;
 pub mod detect;
-pub mod gzip;
+pub(crate) mod gzip;
 pub mod zstd;
 
 use std::io::{self, Read, Write};
@@ -92,8 +94,7 @@ impl Compression {
     pub fn new(algorithm: Algorithm, level: Option<i32>) -> Result<Self, CompressError> {
         let (range, default) = match algorithm {
             Algorithm::None => (0..=0, 0),
-            // Level 1 lets what does not compress grow by 5 %.
-            Algorithm::Gzip => (0..=9, 2),
+            Algorithm::Gzip => (0..=9, 1),
             Algorithm::Zstd => (1..=22, 3),
             Algorithm::Bzip2 | Algorithm::Xz => return Err(CompressError::ReadOnly(algorithm)),
         };
@@ -148,13 +149,23 @@ pub fn compress_layer(
     compression: Compression,
     sink: impl Write + Send,
 ) -> Result<Compressed, CompressError> {
+    compress_with(reader, compression, sink, &())
+}
+
+/// [`compress_layer`], but for the blocks that are known.
+pub(crate) fn compress_with(
+    reader: impl Read + Send,
+    compression: Compression,
+    sink: impl Write + Send,
+    known: &impl gzip::Known,
+) -> Result<Compressed, CompressError> {
     let mut reader = Hashed::new(reader);
     let mut sink = Hashed::new(sink);
     match compression.algorithm {
         Algorithm::None => {
             io::copy(&mut reader, &mut sink)?;
         }
-        Algorithm::Gzip => gzip::compress(&mut reader, compression.level, &mut sink)?,
+        Algorithm::Gzip => gzip::compress(&mut reader, compression.level, &mut sink, known)?,
         Algorithm::Zstd => zstd::compress(&mut reader, compression.level, &mut sink)?,
         other => return Err(CompressError::ReadOnly(other)),
     }
@@ -245,8 +256,7 @@ mod tests {
     #[test]
     fn what_is_compressed_comes_back_whatever_its_length() {
         for algorithm in [Algorithm::None, Algorithm::Gzip, Algorithm::Zstd] {
-            for len in [0, 1, 1000, gzip::BLOCK - 1, gzip::BLOCK, gzip::BLOCK + 1, 3 * gzip::BLOCK, 5_000_000]
-            {
+            for len in [0, 1, 1000, cut::MAX - 1, cut::MAX, cut::MAX + 1, 3 * cut::MAX, 5_000_000] {
                 let bytes = sample(len);
                 let mut out = Vec::new();
                 let compression = Compression::new(algorithm, None).unwrap();
