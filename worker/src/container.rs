@@ -8,7 +8,8 @@ use image::config::ContainerConfig;
 use solver::op;
 
 use crate::error::WorkerError;
-use crate::exec::{Mount, Network, Plan, Source};
+use crate::exec::{Limit, Mount, Network, Plan, Source};
+use crate::isolate::group::Wanted;
 use crate::mount::Times;
 use crate::step::Held;
 use crate::worker::Worker;
@@ -40,6 +41,12 @@ pub struct Spec {
     pub tmpfs: Vec<String>,
     /// Nothing in its root can be changed; volumes still can.
     pub read_only: bool,
+    /// Resource limits of its processes.
+    pub limits: Vec<Limit>,
+    /// Size of `/dev/shm`, bytes.
+    pub shm_size: Option<u64>,
+    /// A control group of its own.
+    pub group: Wanted,
     /// Entries for `/etc/hosts`.
     pub hosts: Vec<(String, String)>,
 }
@@ -102,11 +109,14 @@ impl Worker {
             },
             security: spec.security,
             hostname: Some(spec.hostname),
+            shm_size: spec.shm_size,
             unkeyed: op::Unkeyed { proxy_env: Vec::new(), hosts: spec.hosts },
             ..op::Exec::new(spec.args, image::Platform::host())
         };
         let mut plan = self.plan_of(&exec, root, Vec::new(), identity)?;
         plan.read_only = spec.read_only;
+        plan.limits = spec.limits;
+        plan.group = spec.group;
         if spec.read_only {
             // Volumes hold data: they can be written to, and begin with what the image has there.
             for target in spec.volumes {

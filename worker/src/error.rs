@@ -10,7 +10,7 @@ use store::pool::Panicked;
 
 use crate::cdi::CdiError;
 use crate::diff::DiffError;
-use crate::exec::{Exit, PlanError, SpawnError, Status};
+use crate::exec::{Exit, OutOfMemory, PlanError, SpawnError, Status};
 use crate::file::FileError;
 use crate::mount::MountError;
 use crate::source::git::GitError;
@@ -28,7 +28,7 @@ pub enum WorkerError {
         /// The command, as it would be typed.
         command: String,
         /// How it ended.
-        exit: Exit,
+        exit: Box<Exit>,
         /// There was no space left when it ended, which is the likely reason.
         #[source]
         disk_full: Option<io::Error>,
@@ -114,8 +114,20 @@ impl From<ImageError> for WorkerError {
     }
 }
 
+fn out_of_memory(OutOfMemory { peak, limit }: OutOfMemory) -> String {
+    let known = [("peak", peak), ("limit", limit)];
+    let known: Vec<String> = known
+        .into_iter()
+        .filter_map(|(what, bytes)| Some(format!("{what} {:.1} MB", bytes? as f64 / 1e6)))
+        .collect();
+    match known.is_empty() {
+        true => " (killed: out of memory)".to_owned(),
+        false => format!(" (killed: out of memory, {})", known.join(", ")),
+    }
+}
+
 fn ended(exit: &Exit) -> String {
-    let reason = if exit.out_of_memory { " (killed: out of memory)" } else { "" };
+    let reason = exit.out_of_memory.map(out_of_memory).unwrap_or_default();
     match exit.status {
         Status::Code(code) => format!("exit code: {code}{reason}"),
         Status::Signal(signal) => format!("killed by signal {signal}, exit code: {}{reason}", 128 + signal),

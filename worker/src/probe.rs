@@ -153,7 +153,7 @@ fn trial(namespaces: u64, attempt: &mut dyn FnMut() -> Result<(), Errno>) -> Res
         }
         clone3::exit(0)
     };
-    let cloned = clone3(namespaces, &mut child)?;
+    let cloned = clone3(namespaces, None, &mut child)?;
     drop(report);
     let mut errno = [0; 4];
     let length = read(&result, &mut errno[..])?;

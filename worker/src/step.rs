@@ -116,7 +116,7 @@ impl Worker {
             if disk_full.is_none() {
                 self.keep(job, &task.inputs, exec, &ready).await;
             }
-            return Err(WorkerError::Step { command, exit, disk_full });
+            return Err(WorkerError::Step { command, exit: Box::new(exit), disk_full });
         }
         self.restore_times(&ready.upper, &ready.layers, &ready.times)?;
         let stored = self.store_upper(&ready.upper, ready.tree, of).await?;
@@ -183,6 +183,7 @@ impl Worker {
             identity,
             default_network: self.options().default_network,
             resolv_conf: exec::names::resolv_conf(&self.options().resolv_conf, network == Network::Host),
+            resources: self.options().resources.clone(),
         };
         let mut plan = exec::plan(exec, resolved)?;
         if !exec.devices.is_empty() {

@@ -36,6 +36,7 @@ use crate::diff::Marks;
 use crate::error::WorkerError;
 use crate::exec::{Lower, Network, Secret};
 use crate::file::{self, picks};
+use crate::isolate::group::Resources;
 use crate::isolate::limits::raise_files;
 use crate::mount::mounter::{Choice, choose};
 use crate::mount::scratch;
@@ -71,6 +72,8 @@ pub struct Options {
     pub remotes: Rc<Remotes>,
     /// The host's `/etc/resolv.conf`.
     pub resolv_conf: String,
+    /// Limits of steps; `None` where they can have no control group of their own.
+    pub resources: Option<Resources>,
     /// Why this host cannot run steps, if it cannot.
     pub no_steps: Option<String>,
     /// The build's name, if the sandbox of a step that fails is to be kept.

@@ -142,7 +142,7 @@ fn inside(expected: &str) {
         no_new_privileges: false,
         limits: vec![],
         shm_size: 64 << 20,
-        cgroup_parent: None,
+        group: Default::default(),
     };
     let want = "1\n0\n127.0.0.1 localhost\nCapEff:\t00000000a80425fb\nsys\nnull\nno mount\n";
     assert_eq!(step(&plan).unwrap(), want);

@@ -15,6 +15,7 @@ use worker::exec::{
     Access, Container, ExecError, Exit, Identity, Io, Limit, Lower, Mount, Network, Plan, Root, RunError,
     Secret, Source, SpawnError, Status, Stdio, run_container, spawn,
 };
+use worker::isolate::group::Resources;
 use worker::isolate::network::Publish;
 
 /// A busybox image in one layer, and a place for what is above it.
@@ -74,7 +75,7 @@ impl Box {
             no_new_privileges: false,
             limits: vec![],
             shm_size: 64 << 20,
-            cgroup_parent: None,
+            group: Default::default(),
         }
     }
 
@@ -176,9 +177,49 @@ fn exit_codes_and_signals_are_told_apart() {
     let b = sandbox!();
     assert_eq!(run(&b.shell("exit 7")).0.status, Status::Code(7));
     let (exit, _) = run(&b.shell("sh -c 'kill -9 $$'; exit $?"));
-    assert_eq!((exit.status, exit.out_of_memory), (Status::Code(137), false));
+    assert_eq!((exit.status, exit.out_of_memory), (Status::Code(137), None));
     let (exit, _) = run(&b.shell("x=$(head -c 20000000 /dev/zero | tr '\\0' x); true"));
     assert!(exit.used.max_rss > 1 << 20 && exit.wall > Duration::ZERO, "{exit:?}");
+}
+
+#[test]
+fn a_group_limits_memory_and_processes_and_tells_what_ran_out() {
+    let b = sandbox!();
+    let resources = Resources {
+        memory: Some(24 << 20),
+        memory_swap: Some(24 << 20),
+        pids: Some(20),
+        ..Resources::default()
+    };
+    let limited = |script: &str| {
+        let mut plan = b.shell(script);
+        plan.group.resources = resources.clone();
+        plan
+    };
+    if let Err(error) = limited("").group.try_out() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let groups = || fs::read_to_string("/proc/self/cgroup").unwrap();
+    let before = groups();
+    let (exit, out) = run(&limited("x=$(head -c 90000000 /dev/zero | tr '\\0' x); echo survived"));
+    let out_of_memory = exit.out_of_memory.unwrap_or_else(|| panic!("{exit:?}: {out}"));
+    assert_eq!(out_of_memory.limit, Some(24 << 20));
+    assert!(out_of_memory.peak.is_none_or(|peak| peak > 16 << 20), "{out_of_memory:?}");
+    let (exit, out) = run(&limited("for i in $(seq 40); do sleep 5 & done; echo all"));
+    assert!(!exit.success() && !out.contains("all"), "{exit:?}: {out}");
+    assert_eq!(output(&limited("echo hi")), "hi\n");
+    assert_eq!(groups(), before, "only the step moves");
+}
+
+#[test]
+fn a_user_may_open_the_standard_streams_anew() {
+    let b = sandbox!();
+    let mut plan = b.shell("echo out > /dev/stdout && echo err > /dev/stderr && echo fd > /proc/self/fd/1");
+    plan.identity = Identity { uid: 1000, gid: 1000, ..Identity::default() };
+    let mut lines: Vec<String> = output(&plan).lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["err", "fd", "out"]);
 }
 
 #[test]

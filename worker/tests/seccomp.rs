@@ -162,7 +162,7 @@ fn the_kernel_answers_every_call_as_the_profile_says() {
         no_new_privileges: false,
         limits: vec![],
         shm_size: 64 << 20,
-        cgroup_parent: None,
+        group: Default::default(),
     };
     let mut plan = plan;
     plan.args.insert(0, std::env::current_exe().unwrap().to_str().unwrap().to_owned());

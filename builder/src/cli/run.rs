@@ -49,6 +49,54 @@ pub(crate) struct RunArgs {
     #[arg(long, visible_alias = "net", value_name = "MODE", value_parser = ["default", "bridge", "host", "none"])]
     pub(crate) network: Option<String>,
 
+    /// Memory that it may use, for example 512m
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+
+    /// Memory and swap together; -1 for no limit
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+
+    /// CPUs that it may use, for example 1.5
+    #[arg(long, value_name = "N", conflicts_with_all = ["cpu_period", "cpu_quota"])]
+    pub(crate) cpus: Option<f64>,
+
+    /// Weight among other containers, 1024 as a rule
+    #[arg(short, long, value_name = "N")]
+    pub(crate) cpu_shares: Option<String>,
+
+    /// Over what time the quota counts, microseconds
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_period: Option<String>,
+
+    /// CPU time in a period, microseconds
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<String>,
+
+    /// CPUs that may be used, for example 0-3 or 0,2
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+
+    /// Memory nodes that may be used
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+
+    /// Processes and threads that it may have; -1 for no limit
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+
+    /// Parent cgroup
+    #[arg(long, value_name = "CGROUP")]
+    pub(crate) cgroup_parent: Option<String>,
+
+    /// Resource limit: `name=soft[:hard]`
+    #[arg(long = "ulimit", value_name = "LIMIT")]
+    pub(crate) ulimits: Vec<String>,
+
+    /// Size of `/dev/shm`, for example 128m
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shm_size: Option<String>,
+
     /// Host name
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,

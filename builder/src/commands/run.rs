@@ -14,6 +14,8 @@ use store::root::Root;
 use worker::container::{Bind, Spec};
 use worker::exec::interactive::{Container, Io, RunError, run_container};
 use worker::exec::{Network, SpawnError, Status};
+use worker::isolate::group::{Resources, Wanted};
+use worker::isolate::limits;
 use worker::isolate::network::Publish;
 use worker::source::image::pull;
 use worker::source::remote::{Access, Remotes};
@@ -23,6 +25,7 @@ use worker::{Options, Worker};
 use super::Session;
 use crate::cli::RunArgs;
 use crate::failure::{Class, Failure};
+use crate::request::{parse_size, set_resource};
 
 /// How long a container may take to end after it was asked to, as in Docker.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,7 +60,13 @@ async fn run_image(session: &Session, root: &Root, args: &RunArgs) -> Result<u8,
     };
     let images = Rc::new(Images::new(root.clone(), client.clone(), policy));
     let config = find(root, &images, &client, &args.image, &platform).await?;
-    let spec = spec(args, &config, &|name| std::env::var(name).ok())?;
+    let mut spec = spec(args, &config, &|name| std::env::var(name).ok())?;
+    if !spec.group.is_nothing()
+        && let Err(error) = spec.group.try_out()
+    {
+        super::eprint(&format!("WARNING: limits of memory, CPUs and processes have no effect: {error}\n"));
+        spec.group = Wanted::default();
+    }
 
     let options = options(session, root, client);
     let worker = Worker::new(root.clone(), options, images, Rc::new(|_| {}));
@@ -85,6 +94,7 @@ pub(super) fn options(session: &Session, root: &Root, client: Rc<Client>) -> Opt
         default_network: Network::Host,
         remotes: Rc::new(Remotes::new(root.clone(), client, Access::default())),
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        resources: None,
         no_steps: session.no_steps.clone(),
         keep_failed: None,
         elsewhere: None,
@@ -175,8 +185,45 @@ fn spec(
         binds,
         tmpfs: args.tmpfs.iter().map(|text| text.split(':').next().unwrap_or(text).to_owned()).collect(),
         read_only: args.read_only,
+        limits: args
+            .ulimits
+            .iter()
+            .map(|text| {
+                limits::parse(text).map_err(|error| Failure::usage(format!("invalid --ulimit: {error}")))
+            })
+            .collect::<Result<_, _>>()?,
+        shm_size: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
+        group: group(args)?,
         hosts: args.add_hosts.iter().map(|text| host(text)).collect::<Result<_, _>>()?,
     })
+}
+
+/// `--memory` and its like.
+fn group(args: &RunArgs) -> Result<Wanted, Failure> {
+    let given = [
+        ("memory", &args.memory),
+        ("memory-swap", &args.memory_swap),
+        ("cpu-shares", &args.cpu_shares),
+        ("cpu-period", &args.cpu_period),
+        ("cpu-quota", &args.cpu_quota),
+        ("cpuset-cpus", &args.cpuset_cpus),
+        ("cpuset-mems", &args.cpuset_mems),
+    ];
+    let mut resources = Resources::default();
+    for (name, value) in given {
+        if let Some(value) = value {
+            set_resource(&mut resources, name, value)
+                .map_err(|why| Failure::usage(format!("invalid --{name} {value:?}: {why}")))?;
+        }
+    }
+    if let Some(cpus) = args.cpus {
+        if !(cpus > 0.0 && cpus < 100_000.0) {
+            return Err(Failure::usage(format!("invalid --cpus {cpus}: expected a number above 0")));
+        }
+        (resources.cpu_period, resources.cpu_quota) = (Some(100_000), Some((cpus * 100_000.0) as i64));
+    }
+    resources.pids = args.pids_limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
+    Ok(Wanted { parent: args.cgroup_parent.clone(), resources })
 }
 
 /// The image's variables, then those of files, then those given; `TERM` and `HOSTNAME` as Docker sets them.

@@ -8,10 +8,9 @@ use store::compress::{Algorithm, Compression};
 use crate::failure::Failure;
 use crate::request::{Output, OutputKind};
 
-/// Keys that are taken and have no effect here: there is nothing to unpack into, and layers are made with clamped times.
-const IGNORED: [&str; 8] = [
+/// Keys that are taken and have no effect here: there is nothing to unpack into.
+const IGNORED: [&str; 7] = [
     "unpack",
-    "rewrite-timestamp",
     "dangling-name-prefix",
     "danging-name-empty-only",
     "prefer-nondist-layers",
@@ -75,8 +74,9 @@ impl Options {
                         Failure::usage(format!("compression-level is a number, not {value:?}"))
                     })?);
                 }
-                "force-compression" | "oci-mediatypes" | "tar" | "push" | "push-by-digest"
-                | "name-canonical" | "registry.insecure" | "store" => {}
+                // What layers an image has is decided before: see `Output::rewrites_times`.
+                "rewrite-timestamp" | "force-compression" | "oci-mediatypes" | "tar" | "push"
+                | "push-by-digest" | "name-canonical" | "registry.insecure" | "store" => {}
                 key if IGNORED.contains(&key) => {}
                 key if key.starts_with("annotation") => annotations.add(key, value)?,
                 key => return Err(Failure::usage(format!("unknown option {key:?} in --output"))),
@@ -84,6 +84,9 @@ impl Options {
         }
         names.dedup();
         let flag = |key: &str, default| Ok::<_, Failure>(output.flag(key)?.unwrap_or(default));
+        if flag("rewrite-timestamp", false)? && flag("unpack", false)? {
+            return Err(Failure::usage("rewrite-timestamp and unpack cannot be used together"));
+        }
         let force_compression = flag("force-compression", false)?;
         let push_by_digest = flag("push-by-digest", false)?;
         if push_by_digest && names.iter().any(|name| name.tag.is_some() && !tags.contains(name)) {
@@ -242,6 +245,7 @@ mod tests {
             ("annotation.", "x"),
             ("annotation-layer.a", "x"),
             ("push", "perhaps"),
+            ("rewrite-timestamp", "perhaps"),
         ] {
             assert!(options(OutputKind::Image, &[(key, value)]).is_err(), "{key}={value}");
         }

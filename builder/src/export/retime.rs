@@ -1,4 +1,4 @@
-//! `SOURCE_DATE_EPOCH` in layers: no time later than it. Layers in the cache keep the times they were made with, so that
+//! `SOURCE_DATE_EPOCH` in layers (`rewrite-timestamp`): no time later than it. Layers in the cache keep the times they were made with, so that
 //! another epoch does not make every step run again; what leaves is a copy with times cut to the epoch. So a build from
 //! the cache gives the image that a cold one gives.
 

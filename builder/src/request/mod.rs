@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use image::{Platform, Reference};
 use solver::op::Network;
+use worker::isolate::group::Resources;
 
 use crate::attest::{self, Wanted};
 use crate::cache::options::{CacheFrom, CacheTo};
@@ -57,8 +58,8 @@ pub(crate) struct BuildRequest {
     pub(crate) shm_size: Option<u64>,
     pub(crate) ulimits: Vec<String>,
     pub(crate) cgroup_parent: Option<String>,
-    /// `--resource`: limits of steps, by name.
-    pub(crate) resources: BTreeMap<String, String>,
+    /// `--resource`: limits of steps; `None` where they can have no control group of their own.
+    pub(crate) resources: Option<Resources>,
     pub(crate) attestations: Wanted,
     pub(crate) call: Call,
     /// What to do when a step fails.
@@ -237,7 +238,7 @@ impl BuildRequest {
                 .filter(|size| *size > 0),
             ulimits: args.ulimits,
             cgroup_parent: args.cgroup_parent.filter(|name| !name.is_empty()),
-            resources: resources(args.resources.iter().chain(&args.limits.resources()))?,
+            resources: Some(resources(args.resources.iter().chain(&args.limits.resources()))?),
             attestations: Wanted::new(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?,
             call: call::call(&args.call, args.check)?,
             on_error: OnError::of(&args.on_error),
@@ -312,28 +313,46 @@ impl BuildRequest {
     }
 }
 
-fn resources<'a>(texts: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, String>, Failure> {
-    let known =
-        ["memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"];
-    let mut all = BTreeMap::new();
-    for text in texts {
+fn resources<'a>(texts: impl Iterator<Item = &'a String>) -> Result<Resources, Failure> {
+    let mut all = Resources::default();
+    for text in texts.filter(|text| !text.is_empty()) {
         let invalid = |why: &str| Failure::usage(format!("invalid --resource {text:?}: {why}"));
         for field in csv(text).map_err(|error| invalid(&error))? {
             let (name, value) = field.split_once('=').ok_or_else(|| invalid("expected key=value"))?;
-            match name {
-                "memory" | "memory-swap" if value != "-1" => {
-                    parse_size(name, value)?;
-                }
-                "cpu-shares" | "cpu-period" | "cpu-quota" => {
-                    value.parse::<i64>().map_err(|_| invalid(&format!("{value:?} is no number")))?;
-                }
-                name if known.contains(&name) => {}
-                _ => return Err(invalid(&format!("expected one of {}", known.join(", ")))),
-            }
-            all.insert(name.to_owned(), value.to_owned());
+            set_resource(&mut all, name.trim(), value).map_err(|why| invalid(&why))?;
         }
     }
     Ok(all)
+}
+
+/// Sets one of `--resource`'s keys; 0 is no limit.
+pub(crate) fn set_resource(resources: &mut Resources, name: &str, value: &str) -> Result<(), String> {
+    let size = || parse_size(name, value).map_err(|failure| failure.message);
+    let number = || value.parse::<i64>().map_err(|_| format!("{value:?} is no number"));
+    let positive = || match number()? {
+        number if number < 0 => Err(format!("{value:?} is below 0")),
+        number => Ok(u64::try_from(number).ok().filter(|number| *number > 0)),
+    };
+    match name {
+        "memory" => resources.memory = Some(size()?).filter(|size| *size > 0),
+        "memory-swap" if value == "-1" => resources.memory_swap = Some(-1),
+        "memory-swap" => {
+            let size = i64::try_from(size()?).map_err(|_| format!("{value:?} is too much"))?;
+            resources.memory_swap = Some(size).filter(|size| *size > 0);
+        }
+        "cpu-shares" => resources.cpu_shares = positive()?,
+        "cpu-period" => resources.cpu_period = positive()?,
+        "cpu-quota" => resources.cpu_quota = Some(number()?).filter(|quota| *quota != 0),
+        "cpuset-cpus" => resources.cpuset_cpus = Some(value.to_owned()).filter(|list| !list.is_empty()),
+        "cpuset-mems" => resources.cpuset_mems = Some(value.to_owned()).filter(|list| !list.is_empty()),
+        _ => {
+            return Err(
+                "expected one of memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, cpuset-mems"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// `--add-host`: several with commas between them.
@@ -438,6 +457,25 @@ mod tests {
         assert_eq!(request.outputs.len(), 1);
         assert_eq!(request.outputs[0].kind, OutputKind::Image);
         assert_eq!(request.attestations, Wanted::default());
+    }
+
+    #[test]
+    fn resources_are_those_of_buildx() {
+        let request = request(|args| {
+            args.resources =
+                vec!["memory=64m,cpu-quota=50000".into(), "cpuset-cpus=0".into(), "memory-swap=-1".into()];
+        });
+        let resources = request.unwrap().resources.unwrap();
+        assert_eq!((resources.memory, resources.memory_swap), (Some(64 << 20), Some(-1)));
+        assert_eq!((resources.cpu_quota, resources.cpuset_cpus.as_deref()), (Some(50_000), Some("0")));
+        let mut none = Resources::default();
+        for (name, value) in [("memory", "0"), ("cpu-shares", "0"), ("cpuset-mems", "")] {
+            set_resource(&mut none, name, value).unwrap();
+        }
+        assert!(none.is_empty());
+        for (name, value) in [("memory", "much"), ("cpu-shares", "-1"), ("cpus", "1"), ("cpu-period", "x")] {
+            assert!(set_resource(&mut none, name, value).is_err(), "{name}={value}");
+        }
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub(crate) enum OutputKind {
 }
 
 impl Output {
+    /// Whether times in layers are cut to `SOURCE_DATE_EPOCH`: unless it is told not to.
+    pub(crate) fn rewrites_times(&self) -> bool {
+        self.flag("rewrite-timestamp").ok().flatten().unwrap_or(true)
+    }
+
     /// A boolean option.
     pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, Failure> {
         self.options.get(key).map(|text| parse_bool(key, text)).transpose()

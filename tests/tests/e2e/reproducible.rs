@@ -1,6 +1,6 @@
 //! The same inputs give the same image, wherever and however it is built.
 
-use tests::{Base, TestEnv};
+use tests::{Base, Outcome, TestEnv};
 
 const DOCKERFILE: &str = "FROM busybox:1\nARG SOURCE_DATE_EPOCH\nWORKDIR /w\n\
                           RUN echo one > f && ln f g && mkdir d && rm -rf /home\nCOPY --chmod=0600 a b /x/\nUSER nobody\n";
@@ -47,6 +47,39 @@ fn an_epoch_counts_for_what_is_in_the_cache_as_well() {
     let old = digest(&env, &flag);
     assert_ne!(old, now);
     assert_eq!(digest(&env, &["--no-cache", flag[0]]), old);
+}
+
+#[test]
+fn layers_keep_their_times_where_that_is_asked_for() {
+    let env = with_epoch(TestEnv::new(), "1600000000");
+    let context = env.context("times", &[("Dockerfile", "FROM busybox:1\nRUN echo > /f\n")]);
+    let context = context.display().to_string();
+    let _ = env
+        .rbuild([
+            "-o",
+            "type=oci,dest=cut.tar",
+            "-o",
+            "type=oci,dest=kept.tar,rewrite-timestamp=false",
+            &context,
+        ])
+        .ok();
+    let layers = |archive: &str| {
+        let image = format!("oci-archive:{}", env.work().join(archive).display());
+        let mut skopeo = std::process::Command::new("skopeo");
+        let text = Outcome::of(skopeo.args(["inspect", "--config", &image])).ok().stdout;
+        let config: serde_json::Value = serde_json::from_str(&text).expect("skopeo prints JSON");
+        config["rootfs"]["diff_ids"].as_array().expect("layers").clone()
+    };
+    let (cut, kept) = (layers("cut.tar"), layers("kept.tar"));
+    assert_eq!(cut[0], kept[0], "the base's");
+    assert_ne!(cut[1], kept[1]);
+
+    let mut env = env;
+    env.set("SOURCE_DATE_EPOCH", "");
+    let _ = env
+        .rbuild(["-o", "type=image,rewrite-timestamp=true", &context])
+        .ok()
+        .says("without SOURCE_DATE_EPOCH");
 }
 
 #[test]

@@ -41,3 +41,33 @@ fn layers_made_for_a_source_date_epoch_are_the_same_from_the_cache() {
     let fresh = digest(&[&epoch[..], &["--no-cache"]].concat());
     assert_eq!(after, fresh);
 }
+
+#[test]
+fn a_step_that_takes_more_memory_than_it_may_says_so() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let step = "FROM busybox:1\nRUN head -c 90000000 /dev/zero | sort\n";
+    let context = env.context("memory", &[("Dockerfile", step)]).display().to_string();
+    let limits = ["--resource=memory=24m,memory-swap=24m", "--cgroup-parent=rbuild-test"];
+    let outcome = env.rbuild(limits.iter().copied().chain([context.as_str()]));
+    // Not everywhere may groups be made.
+    if outcome.stderr.contains("have no effect") {
+        return;
+    }
+    let outcome = outcome.fails_with(4).says("killed: out of memory").says("limit 25.2 MB");
+    assert!(!outcome.stderr.contains("WARNING"), "{outcome}");
+    let outcome = env.rbuild([
+        "run",
+        "--memory=24m",
+        "--memory-swap=24m",
+        "busybox:1",
+        "sh",
+        "-c",
+        "head -c 90000000 /dev/zero | sort",
+    ]);
+    assert!(!outcome.status.success(), "{outcome}");
+    let limited =
+        ["run", "--pids-limit=10", "--cpus=0.5", "--ulimit=nofile=99", "busybox:1", "sh", "-c", "ulimit -n"];
+    assert_eq!(env.rbuild(limited).ok().stdout, "99\n");
+    let _ = env.rbuild(["run", "--cpus=0", "busybox:1"]).fails_with(125);
+}

@@ -51,6 +51,8 @@ pub(super) struct Setup {
     pub(super) root: Files,
     pub(super) read_only_root: bool,
     pub(super) mounts: Vec<Mount>,
+    /// Files of control groups of version 1: what writes to them is in the group.
+    pub(super) groups_to_enter: Vec<OwnedFd>,
     pub(super) cgroup2: bool,
     pub(super) shm_size: CString,
     /// Whether group 5 exists in the user namespace.
@@ -155,6 +157,10 @@ impl<T> At<T> for Result<T, Errno> {
 
 fn build(child: &InChild, setup: &mut Setup) -> Result<Infallible, Failure> {
     die_with_parent(setup).at(Phase::Parent)?;
+    // Before anything is made that counts. 0 is whoever writes.
+    for group in &setup.groups_to_enter {
+        write(group, b"0").at(Phase::Group)?;
+    }
     // No terminal of the parent's: Ctrl-C is for rbuild, which then decides.
     let _already_leader = setsid();
     signal::reset();
@@ -578,6 +584,10 @@ fn standard(child: &InChild, setup: &Setup, terminal: Option<&OwnedFd>) -> Resul
         (Standard::Files(files), _) => {
             for (number, file) in files.iter().enumerate() {
                 fd::make_standard(child, file.as_fd(), number as i32)?;
+                // `> /dev/stderr` opens a pipe anew, which only its owner may. A file stays its owner's.
+                if FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Fifo {
+                    let _stays_as_it_is = fchown(file, Some(setup.uid), None);
+                }
             }
         }
         (Standard::Terminal(_), Some(terminal)) => {
@@ -585,6 +595,7 @@ fn standard(child: &InChild, setup: &Setup, terminal: Option<&OwnedFd>) -> Resul
             for number in 0..3 {
                 fd::make_standard(child, terminal.as_fd(), number)?;
             }
+            let _stays_as_it_is = fchown(terminal, Some(setup.uid), None);
         }
         (Standard::Terminal(_), None) => return Err(Errno::NOTTY),
     }

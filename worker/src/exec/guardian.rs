@@ -48,7 +48,7 @@ fn start() -> Result<OwnedFd, Errno> {
     let mut guarded: Vec<Option<OwnedFd>> = Vec::with_capacity(MOST);
     guarded.resize_with(MOST, || None);
     // Its end is nobody's business: it comes after ours.
-    clone3(0, &mut |child| match theirs.take() {
+    clone3(0, None, &mut |child| match theirs.take() {
         Some(socket) => guard(&child, socket, &mut guarded),
         None => exit(1),
     })?;

@@ -30,4 +30,4 @@ pub use plan::{
 };
 pub use secret::Secret;
 pub use spawn::{ExecError, SpawnError, Stdio, spawn};
-pub use wait::{Child, Exit, Output, Status};
+pub use wait::{Child, Exit, OutOfMemory, Output, Status};

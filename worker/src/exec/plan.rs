@@ -12,6 +12,7 @@ use solver::op::{self, MountKind, Security};
 
 use super::names;
 use super::secret::Secret;
+use crate::isolate::group::{Resources, Wanted};
 use crate::isolate::limits::{self, LimitError};
 use crate::isolate::masks;
 use crate::mount::scratch::Scratch;
@@ -194,8 +195,8 @@ pub struct Plan {
     pub limits: Vec<Limit>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
-    /// Parent cgroup, as the user named it. Not used: see `isolate::cgroup`.
-    pub cgroup_parent: Option<String>,
+    /// A control group of its own; by default it stays in this process's.
+    pub group: Wanted,
 }
 
 /// What the worker found for an op.
@@ -213,6 +214,8 @@ pub struct Resolved {
     pub default_network: Network,
     /// Text of `/etc/resolv.conf`: see [`names::resolv_conf`].
     pub resolv_conf: String,
+    /// Limits of its control group; `None` where no group can be made.
+    pub resources: Option<Resources>,
 }
 
 /// What a mount of an op needs.
@@ -318,7 +321,10 @@ pub fn plan(exec: &op::Exec, resolved: Resolved) -> Result<Plan, PlanError> {
         no_new_privileges: false,
         limits: exec.ulimits.iter().map(|text| limits::parse(text)).collect::<Result<_, _>>()?,
         shm_size: exec.shm_size.filter(|size| *size > 0).unwrap_or(SHM_SIZE),
-        cgroup_parent: exec.cgroup_parent.clone(),
+        group: match resolved.resources {
+            Some(resources) => Wanted { parent: exec.cgroup_parent.clone(), resources },
+            None => Wanted::default(),
+        },
     };
     plan.sort_mounts();
     plan.check()?;
@@ -481,6 +487,7 @@ mod tests {
             mounts,
             identity: Identity::default(),
             default_network: Network::Host,
+            resources: None,
             resolv_conf: String::new(),
         }
     }

@@ -24,6 +24,7 @@ use super::target::Kind;
 pub(super) enum Phase {
     Parent,
     Private,
+    Group,
     Loopback,
     Hostname,
     Source,
@@ -50,9 +51,10 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Parent,
         Self::Private,
+        Self::Group,
         Self::Loopback,
         Self::Hostname,
         Self::Source,

@@ -22,7 +22,8 @@ use super::program::{NO_INTERPRETER, Program};
 use super::report::{self, Failure, Message, Phase, above_standard};
 use super::skeleton;
 use super::stub::Place;
-use super::wait::{Child, Output};
+use super::wait::{Child, Output, OwnMemory};
+use crate::isolate::group::{Entrance, Group, GroupError};
 use crate::isolate::limits::{self, clamp};
 use crate::isolate::userns::Ids;
 use crate::isolate::{caps, cgroup, masks, seccomp};
@@ -82,6 +83,9 @@ pub enum SpawnError {
         /// Group ID.
         gid: u32,
     },
+    /// It was to have a control group.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// Pipes, sockets.
     #[error("could not prepare the process: {0}")]
     Prepare(#[source] Errno),
@@ -167,13 +171,27 @@ pub async fn spawn(plan: &Plan, stdio: Stdio) -> Result<Child, SpawnError> {
         namespaces |= clone3::NEWCGROUP;
     }
     let place = place(plan);
-    let oom_before = cgroup::oom_kills();
+    let group = match plan.group.is_nothing() {
+        true => None,
+        false => Some(Group::new(&plan.group)?),
+    };
+    let mut entrance = None;
+    match group.as_ref().map(Group::entrance).transpose()? {
+        Some(Entrance::Directory(directory)) => entrance = Some(directory),
+        Some(Entrance::Files(files)) => setup.groups_to_enter = files,
+        None => {}
+    }
+    let memory = match group {
+        Some(group) => OwnMemory::Group(group),
+        None => OwnMemory::Shared { kills_before: cgroup::oom_kills() },
+    };
     let started = Instant::now();
+    let into = entrance.as_ref().map(AsFd::as_fd);
     let cloned =
-        clone3(namespaces, &mut |child| child::run(&child, &mut setup)).map_err(SpawnError::Clone)?;
+        clone3(namespaces, into, &mut |child| child::run(&child, &mut setup)).map_err(SpawnError::Clone)?;
     guardian::watch(cloned.pidfd.as_fd());
     // From here on the process is killed if this future is dropped.
-    let mut process = Child::new(cloned, output, place, started, oom_before).map_err(SpawnError::Prepare)?;
+    let mut process = Child::new(cloned, output, place, started, memory).map_err(SpawnError::Prepare)?;
     let parent = setup.parent.take();
     // Closes our copy of the child's end, and all that only the child needs.
     drop(setup);
@@ -238,6 +256,7 @@ fn prepare(plan: &Plan, ids: &Ids, standard: Standard) -> Result<Setup, SpawnErr
         root,
         read_only_root: read_only_root || plan.read_only,
         mounts,
+        groups_to_enter: Vec::new(),
         cgroup2: cgroup::is_unified(),
         shm_size: number(plan.shm_size),
         tty_group: ids.has_group(5),
@@ -455,6 +474,7 @@ fn explain(plan: &Plan, Failure { phase, index, errno }: Failure) -> SpawnError 
         Phase::Parent => return SpawnError::Died,
         Phase::Private => "detach the mounts of the step from the host's".to_owned(),
         Phase::Loopback => "bring up the loopback interface".to_owned(),
+        Phase::Group => "enter its control group".to_owned(),
         Phase::Hostname => format!("set the host name {:?}", plan.hostname),
         Phase::Source => format!("open the source of the mount on {:?}", target()),
         Phase::Root => "mount the root".to_owned(),

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use super::report::Stub;
 use super::stub::{self, Place};
 use crate::isolate::cgroup;
+use crate::isolate::group::{Group, Memory};
 use crate::sys::async_fd;
 use crate::sys::clone3::Cloned;
 use crate::sys::pidfd::send_signal;
@@ -28,9 +29,21 @@ pub struct Child {
     pub(super) stubs: Vec<Stub>,
     place: Option<(PathBuf, Place)>,
     started: Instant,
-    oom_before: u64,
+    memory: OwnMemory,
     // Set once the process has been waited for.
     exit: Option<Exit>,
+}
+
+/// Where the kernel counts what it kills for memory.
+#[derive(Debug)]
+pub(super) enum OwnMemory {
+    /// In a group of the process's own, which goes with it.
+    Group(Group),
+    /// In one that others are in as well.
+    Shared {
+        /// The count when it started.
+        kills_before: u64,
+    },
 }
 
 /// How a process ended and what it used.
@@ -38,12 +51,21 @@ pub struct Child {
 pub struct Exit {
     /// How.
     pub status: Status,
-    /// The kernel killed something in it because memory ran out.
-    pub out_of_memory: bool,
+    /// The kernel killed something in it because memory ran out: what is known of it.
+    pub out_of_memory: Option<OutOfMemory>,
     /// CPU time and memory of the command and of all children it waited for.
     pub used: Used,
     /// From clone to end.
     pub wall: Duration,
+}
+
+/// Memory that was not enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// The most that was used, bytes, if that is known.
+    pub peak: Option<u64>,
+    /// How much there was, bytes, if that is known.
+    pub limit: Option<u64>,
 }
 
 /// How a process ended.
@@ -76,7 +98,7 @@ impl Child {
         output: Option<Output>,
         place: Option<(PathBuf, Place)>,
         started: Instant,
-        oom_before: u64,
+        memory: OwnMemory,
     ) -> Result<Self, Errno> {
         let pidfd = match async_fd::readable(cloned.pidfd) {
             Ok(pidfd) => pidfd,
@@ -94,7 +116,7 @@ impl Child {
             stubs: Vec::new(),
             place,
             started,
-            oom_before,
+            memory,
             exit: None,
         })
     }
@@ -188,7 +210,14 @@ impl Child {
         };
         // A shell tells of its child's death by SIGKILL with code 137.
         let killed = matches!(status, Status::Signal(libc::SIGKILL) | Status::Code(137));
-        let out_of_memory = killed && cgroup::oom_kills() > self.oom_before;
+        let out_of_memory = match &self.memory {
+            OwnMemory::Group(group) => {
+                let Memory { kills, peak, limit } = group.memory();
+                (kills > 0 && status != Status::Code(0)).then_some(OutOfMemory { peak, limit })
+            }
+            OwnMemory::Shared { kills_before } => (killed && cgroup::oom_kills() > *kills_before)
+                .then(|| OutOfMemory { peak: Some(used.max_rss), limit: cgroup::memory_limit() }),
+        };
         self.exit = Some(Exit { status, out_of_memory, used, wall });
         if let Some((base, place)) = &self.place {
             stub::remove(base, *place, &self.stubs);

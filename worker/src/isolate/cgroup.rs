@@ -1,8 +1,8 @@
 //! Control groups: what they tell about memory that ran out. Never required.
 //!
-//! Steps stay in this process's group. A group per step would tell them apart, but moving a process into one waits for
-//! all CPUs (10 ms and more, many times what a step costs), and most hosts do not let us make one. So a step that was
-//! killed while the count of the group went up was killed by that; where steps run side by side, another one may be
+//! Steps stay in this process's group unless they are to have limits of their own ([`super::group`]). A group per step
+//! would tell them apart, but moving a process into one waits for all CPUs (10 ms and more, many times what a step costs),
+//! and most hosts do not let us make one. So a step that was killed while the count of the group went up was killed by that; where steps run side by side, another one may be
 //! the cause.
 
 use std::fs;
@@ -15,6 +15,14 @@ use rustix::fs::statfs;
 /// else on the host.
 pub(crate) fn oom_kills() -> u64 {
     counter(own_file().unwrap_or(Path::new("/proc/vmstat"))).unwrap_or(0)
+}
+
+/// How much memory our own group may use, bytes, if that is limited.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let file = own_file()?.with_file_name(if is_unified() { "memory.max" } else { "memory.limit_in_bytes" });
+    let limit: u64 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+    // Without a limit version 1 says what fits into a long, in pages.
+    (limit < 1 << 60).then_some(limit)
 }
 
 /// Whether [`oom_kills`] is the count of our own group.

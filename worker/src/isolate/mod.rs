@@ -2,6 +2,7 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod group;
 pub mod limits;
 pub(crate) mod masks;
 pub mod network;

@@ -138,8 +138,8 @@ fn try_in_child(own: &Own) -> Result<(), Obstacle> {
         let _parent_gone = write(&report, &message);
         exit(1)
     };
-    let cloned =
-        clone3(0, &mut child).map_err(|source| Obstacle::Refused { action: "make a process", source })?;
+    let cloned = clone3(0, None, &mut child)
+        .map_err(|source| Obstacle::Refused { action: "make a process", source })?;
     drop(report);
     let mut message = [0; 5];
     let length = read(&result, &mut message[..]).unwrap_or(0);
@@ -198,7 +198,7 @@ impl Helpers {
             let args = ["map", &pid, "0", &own.to_string(), "1", "1", &first.to_string(), &count.to_string()]
                 .map(|arg| CString::new(arg).expect("no NUL in it"));
             let (args, env) = (Strings::new(args.to_vec()), Strings::new(Vec::new()));
-            running.push(clone3(0, &mut |_| {
+            running.push(clone3(0, None, &mut |_| {
                 // It ends by itself if this process does.
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
                 if matches!(read(&ready, &mut [0; 1][..]), Ok(1)) {
@@ -220,7 +220,7 @@ impl Helpers {
         };
         let maps = [map("uid_map", &ids.users), map("gid_map", &ids.groups)];
         let (ready, go) = pipe_with(PipeFlags::CLOEXEC)?;
-        let child = clone3(0, &mut |_| {
+        let child = clone3(0, None, &mut |_| {
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
             let mapped = || -> Result<(), Errno> {
                 if read(&ready, &mut [0; 1][..])? == 0 {

@@ -250,7 +250,7 @@ mod tests {
                     };
                     exit(shown().map_or_else(|errno| 100 + errno.raw_os_error(), |size| size as i32))
                 };
-                let cloned = clone3(NEWNS, &mut child).unwrap();
+                let cloned = clone3(NEWNS, None, &mut child).unwrap();
                 let (ended, _) = waitid(cloned.pidfd.as_fd(), Block::Yes).unwrap().unwrap();
                 assert_eq!(ended, Ended::Exited(2), "{odd} {work}");
                 assert!(path("upper").join(new.to_str().unwrap()).is_dir());

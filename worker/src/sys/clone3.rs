@@ -5,7 +5,7 @@
 //! ```
 //! <https://man7.org/linux/man-pages/man2/clone3.2.html>
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -30,7 +30,10 @@ pub const NEWNET: u64 = libc::CLONE_NEWNET as u64;
 /// Handled signals get their default action in the child (Linux 5.5): no handler of the parent runs in it.
 const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
-/// `struct clone_args`, first version (`CLONE_ARGS_SIZE_VER0`).
+/// The child begins in the control group of [`CloneArgs::cgroup`] (Linux 5.7).
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args`, third version (`CLONE_ARGS_SIZE_VER2`); older kernels take it if the rest is zero.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -42,6 +45,9 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// A process that `clone3` made.
@@ -61,15 +67,22 @@ pub struct InChild(());
 /// Makes a copy of the calling process, as `fork` does, with a single thread, in new namespaces; `child` is all that
 /// runs in it.
 ///
+/// With `group`, a directory of version 2's hierarchy, it begins in that control group.
+///
 /// `child` gets a copy of the caller's memory in which locks of other threads stay locked for ever: it must neither
 /// allocate nor lock, only make system calls, and it never returns.
 pub fn clone3(
     namespaces: u64,
+    group: Option<BorrowedFd<'_>>,
     child: &mut dyn FnMut(InChild) -> std::convert::Infallible,
 ) -> Result<Cloned, Errno> {
     let mut pidfd: libc::c_int = -1;
     let mut args = CloneArgs {
-        flags: namespaces | CLEAR_SIGHAND | libc::CLONE_PIDFD as u64,
+        flags: namespaces
+            | CLEAR_SIGHAND
+            | libc::CLONE_PIDFD as u64
+            | if group.is_some() { INTO_CGROUP } else { 0 },
+        cgroup: group.map_or(0, |group| group.as_raw_fd() as u64),
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()

@@ -80,7 +80,11 @@ impl Build<'_> {
         client: &Client,
         progress: &Progress,
     ) -> Result<Option<Exported>, Failure> {
-        let images: Vec<AssembledImage> = made.iter().map(|made| made.image.clone()).collect();
+        let image = |made: &Made| match &made.as_made {
+            Some(as_made) if !output.rewrites_times() => as_made.clone(),
+            _ => made.image.clone(),
+        };
+        let images: Vec<AssembledImage> = made.iter().map(image).collect();
         let task = match output.kind {
             OutputKind::CacheOnly => return Ok(None),
             OutputKind::Image => progress.handle().task("exporting to image"),

@@ -25,6 +25,7 @@ use store::timing::{self, Of};
 use worker::UsedMount;
 use worker::cdi::Registry;
 use worker::exec::Secret;
+use worker::isolate::group::Wanted;
 use worker::source::remote::{Access, Remotes};
 use worker::source::resolve::{Images, Policy};
 
@@ -42,7 +43,7 @@ use crate::journal::{self, Journal};
 use crate::named::named_contexts;
 use crate::progress::{Handle, Mode, Progress, Terminal};
 use crate::remote::Fetcher;
-use crate::request::{self, BuildRequest, Call, ContextSource, OnError};
+use crate::request::{self, BuildRequest, Call, ContextSource, OnError, Output};
 use crate::timings::Timings;
 use crate::trace::{self, Tracer};
 
@@ -71,8 +72,16 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
         super::eprint(&format!("WARNING: {warning}\n"));
     }
     request.proxy_env = crate::registry::proxies(&session.places);
-    if !request.resources.is_empty() {
-        super::eprint("WARNING: --resource has no effect: steps share the resources of rbuild itself\n");
+    let group = Wanted {
+        parent: request.cgroup_parent.clone(),
+        resources: request.resources.clone().unwrap_or_default(),
+    };
+    // Only what asks for a group pays for one.
+    if !group.is_nothing()
+        && let Err(error) = group.try_out()
+    {
+        super::eprint(&format!("WARNING: --resource and --cgroup-parent have no effect: {error}\n"));
+        request.resources = None;
     }
     Ok(request)
 }
@@ -178,6 +187,8 @@ struct Build<'a> {
 /// What one platform came to.
 struct Made {
     image: AssembledImage,
+    /// With the times that layers were made with, for outputs that want those.
+    as_made: Option<AssembledImage>,
     layers: Vec<SnapshotLayer>,
     /// `SOURCE_DATE_EPOCH` in force.
     epoch: Option<i64>,
@@ -229,6 +240,12 @@ impl Build<'_> {
             converted.push(done.map_err(|error| error.into_failure(self.parsed))?);
         }
         convert.end();
+        let asked = |output: &Output| output.flag("rewrite-timestamp").is_ok_and(|flag| flag == Some(true));
+        if converted.iter().all(|converted| converted.source_date_epoch.is_none())
+            && self.request.outputs.iter().any(asked)
+        {
+            super::eprint("WARNING: rewrite-timestamp has no effect without SOURCE_DATE_EPOCH\n");
+        }
         let (findings, fatal) = self.parsed.findings(&converted);
         if fatal {
             let failure = Failure::new(Class::Dockerfile, lint::violation(&findings));

@@ -106,24 +106,30 @@ impl Build<'_> {
         if self.request.cache_to.iter().any(|to| to.target == Target::Inline) {
             inline::embed(&mut config, &cache_export::index(self.root, &used));
         }
+        let mut image =
+            AssembledImage { config, platform: converted.platform.clone(), attestations: Vec::new() };
+        // The same inputs are to give the same bytes where a time is given.
+        let times = epoch.is_none().then_some((self.began, now));
+        let mut as_made = None;
         if let Some(epoch) = epoch {
-            for (diff_id, layer) in config.rootfs.diff_ids.iter_mut().zip(&layers) {
+            if self.request.outputs.iter().any(|output| !output.rewrites_times()) {
+                let mut image = image.clone();
+                image.attestations = self.attest(&converted.definition, &image, times)?;
+                as_made = Some(image);
+            }
+            for (diff_id, layer) in image.config.rootfs.diff_ids.iter_mut().zip(&layers) {
                 // The base's layers stay as they are.
                 if layer.created.is_some() {
                     *diff_id = export::retime::retime(self.root, diff_id, epoch)?;
                 }
             }
         }
-        let mut image =
-            AssembledImage { config, platform: converted.platform.clone(), attestations: Vec::new() };
-        // The same inputs are to give the same bytes where a time is given.
-        let times = epoch.is_none().then_some((self.began, now));
         image.attestations = self.attest(&converted.definition, &image, times)?;
         self.images.borrow_mut().push(image.clone());
         let mounts = save::named(&converted.definition);
         let provenance =
             self.provenance_for_metadata(&converted.definition, &image.platform, (self.began, now));
-        Ok(Made { image, layers, epoch, used, mounts, provenance })
+        Ok(Made { image, as_made, layers, epoch, used, mounts, provenance })
     }
 
     /// Whether all layers are here or at registries; those that only an imported cache has are brought here.
@@ -165,6 +171,7 @@ impl Build<'_> {
             default_network: Network::Host,
             remotes: self.remotes.clone(),
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            resources: self.request.resources.clone(),
             no_steps: self.session.no_steps.clone(),
             keep_failed: (self.request.on_error != OnError::Stop).then(|| self.id.clone()),
             elsewhere: imports
