@@ -414,6 +414,9 @@ fn merge<'t>(
 
 /// Sorts, lets the last of equal paths win and adds missing parents.
 fn normal<T>(mut all: Vec<T>, entry: impl Fn(&T) -> &Entry, parent: impl Fn(&BStr) -> T) -> Vec<T> {
+    if is_normal(all.iter().map(|item| entry(item).path.as_bstr())) {
+        return all;
+    }
     all.sort_by(|a, b| path::compare(&entry(a).path, &entry(b).path));
     let mut sorted: Vec<T> = Vec::with_capacity(all.len());
     for item in all {
@@ -427,6 +430,21 @@ fn normal<T>(mut all: Vec<T>, entry: impl Fn(&T) -> &Entry, parent: impl Fn(&BSt
         sorted.push(item);
     }
     sorted
+}
+
+/// Whether paths are in order, each once and its parents before it.
+fn is_normal<'p>(paths: impl Iterator<Item = &'p BStr>) -> bool {
+    let mut last = BStr::new("");
+    for (at, path) in paths.enumerate() {
+        // Where something in the parent was last, the parent was before that.
+        let parent = path::parent(path).unwrap_or_default();
+        let known = parent.is_empty() || last == parent || path::is_below(last, parent);
+        if !known || (at > 0 && path::compare(last, path).is_ge()) {
+            return false;
+        }
+        last = path;
+    }
+    true
 }
 
 /// More hard links in a row than any tar has.

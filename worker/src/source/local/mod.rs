@@ -21,7 +21,6 @@ use image::layer::{Entry, Kind};
 use image::tree::pattern::PatternError;
 use image::tree::resolve::ResolveError;
 use image::tree::{Patterns, Pick, Tree, path};
-use rayon::slice::ParallelSliceMut as _;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use solver::Cancel;
@@ -134,17 +133,8 @@ impl Directory {
         let phase = timing::phase("walk", self.of);
         let found = find::find(self, picks)?;
         let whole = found.roots.iter().any(|root| root.seen.is_none() && root.is_whole());
-        let mut seen = found.seen;
-        let (below, skipped) = walk::walk(self, found.roots, cancel)?;
-        seen.extend(below);
-        // What is both on the way and wanted, is wanted.
-        let order =
-            |a: &Seen, b: &Seen| path::compare(&a.entry.path, &b.entry.path).then(b.wanted.cmp(&a.wanted));
-        match seen.len() {
-            ..MANY => seen.sort_unstable_by(order),
-            _ => store::pool::pool().install(|| seen.par_sort_unstable_by(order)),
-        }
-        seen.dedup_by(|later, first| later.entry.path == first.entry.path);
+        let (mut seen, skipped) = walk::walk(self, found.roots, cancel)?;
+        add(&mut seen, found.seen);
         let mut seen = without_empty(seen);
         phase.end();
         let _phase = timing::phase("hash", self.of);
@@ -177,20 +167,34 @@ impl Directory {
     }
 }
 
-/// So many files are sorted by all threads.
-const MANY: usize = 4096;
+/// Adds to what was walked, in order, what was seen on the way. What is both on the way and wanted, is wanted.
+fn add(walked: &mut Vec<Seen>, on_the_way: Vec<Seen>) {
+    let mut others = on_the_way;
+    others.retain(|other| {
+        let found = walked.binary_search_by(|seen| path::compare(&seen.entry.path, &other.entry.path));
+        if let Ok(at) = found {
+            walked[at].wanted |= other.wanted;
+        }
+        found.is_err()
+    });
+    if !others.is_empty() {
+        walked.append(&mut others);
+        walked.sort_by(|a, b| path::compare(&a.entry.path, &b.entry.path));
+    }
+}
 
 /// Leaves out the directories that were only looked through and have nothing in them.
-fn without_empty(seen: Vec<Seen>) -> Vec<Seen> {
-    let mut kept: Vec<Seen> = Vec::with_capacity(seen.len());
-    for seen in seen.into_iter().rev() {
-        let used = kept.last().is_some_and(|next| path::is_below(&next.entry.path, &seen.entry.path));
-        if seen.wanted || used {
-            kept.push(seen);
-        }
+fn without_empty(mut seen: Vec<Seen>) -> Vec<Seen> {
+    let mut kept = vec![true; seen.len()];
+    let mut next: Option<&Seen> = None;
+    for (seen, kept) in seen.iter().zip(&mut kept).rev() {
+        let used = next.is_some_and(|next| path::is_below(&next.entry.path, &seen.entry.path));
+        *kept = seen.wanted || used;
+        next = if *kept { Some(seen) } else { next };
     }
-    kept.reverse();
-    kept
+    let mut kept = kept.into_iter();
+    seen.retain(|_| kept.next().unwrap_or(true));
+    seen
 }
 
 /// The entries, with further names of one file as hard links to the first.

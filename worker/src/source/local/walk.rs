@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bstr::{BStr, BString, ByteSlice};
-use image::layer::Kind;
 use image::tree::draft::MAX_DEPTH;
 use image::tree::pattern::Matched;
 use image::tree::{Patterns, path};
@@ -18,7 +17,7 @@ use super::find::{Root, look};
 use super::{Directory, LocalError, Seen, read_error, xattrs};
 use crate::inside;
 
-/// What is below `roots`, these included, in no order, and the sockets that were left out.
+/// What is below `roots`, these included, in the order of [`path::compare`], and the sockets that were left out.
 pub(super) fn walk(
     directory: &Directory,
     roots: Vec<Root>,
@@ -27,7 +26,7 @@ pub(super) fn walk(
     let walk = Walk {
         directory,
         cancel,
-        seen: Mutex::default(),
+        parts: Mutex::default(),
         sockets: Mutex::default(),
         stopped: AtomicBool::new(false),
         failed: Mutex::default(),
@@ -49,13 +48,42 @@ pub(super) fn walk(
     }
     let mut sockets = walk.sockets.into_inner().unwrap_or_else(PoisonError::into_inner);
     sockets.sort_unstable();
-    Ok((walk.seen.into_inner().unwrap_or_else(PoisonError::into_inner), sockets))
+    Ok((ordered(walk.parts.into_inner().unwrap_or_else(PoisonError::into_inner)), sockets))
+}
+
+/// What was found in one directory, in order, the directory itself first.
+struct Part {
+    path: BString,
+    seen: Vec<Seen>,
+}
+
+/// All of the parts, in order.
+fn ordered(mut parts: Vec<Part>) -> Vec<Seen> {
+    parts.sort_unstable_by(|a, b| path::compare(&a.path, &b.path));
+    let mut all = Vec::with_capacity(parts.iter().map(|part| part.seen.len()).sum());
+    // The directories that the last one is in, each with what is left of it.
+    let mut open: Vec<(BString, std::vec::IntoIter<Seen>)> = Vec::new();
+    for part in parts {
+        while let Some((path, rest)) = open.last_mut() {
+            if path::is_below(&part.path, path) {
+                let behind = |seen: &Seen| path::compare(&seen.entry.path, &part.path).is_gt();
+                let before = rest.as_slice().iter().position(behind).unwrap_or(rest.len());
+                all.extend(rest.take(before));
+                break;
+            }
+            all.extend(rest);
+            open.pop();
+        }
+        open.push((part.path, part.seen.into_iter()));
+    }
+    open.into_iter().rev().for_each(|(_, rest)| all.extend(rest));
+    all
 }
 
 struct Walk<'a> {
     directory: &'a Directory,
     cancel: &'a Cancel,
-    seen: Mutex<Vec<Seen>>,
+    parts: Mutex<Vec<Part>>,
     sockets: Mutex<Vec<BString>>,
     stopped: AtomicBool,
     failed: Mutex<Option<LocalError>>,
@@ -104,30 +132,32 @@ impl<'a> Walk<'a> {
             seen.entry.xattrs = xattrs(fd.as_fd()).map_err(read_error(&at))?;
         }
         let names = inside::list(fd.as_fd()).map_err(read_error(&at))?;
-        let some = |names: &[BString]| -> Result<(Vec<Seen>, Vec<Here<'a>>), LocalError> {
-            let (mut seen, mut below) = (Vec::with_capacity(names.len()), Vec::new());
+        let own = here.seen.take();
+        let some = |names: &[BString], own: Option<Seen>| -> Result<(Vec<Seen>, Vec<Here<'a>>), LocalError> {
+            let (mut seen, mut below) = (Vec::with_capacity(names.len() + 1), Vec::new());
+            seen.extend(own);
             for name in names {
-                let found = self.name(fd.as_fd(), at.as_bstr(), name.as_bstr(), &here)?;
-                match found {
-                    Some((found, _)) if !found.entry.kind.is_dir() => seen.push(found),
-                    Some((found, next)) => below.push(Here { seen: Some(found), ..next }),
+                match self.name(fd.as_fd(), at.as_bstr(), name.as_bstr(), &here)? {
+                    Some(Found::Directory(next)) => below.push(next),
+                    Some(Found::Other(found)) => seen.push(found),
                     None => {}
                 }
             }
             Ok((seen, below))
         };
-        let parts: Vec<_> = if names.len() > AT_ONCE {
-            names.par_chunks(AT_ONCE).map(some).collect::<Result<_, _>>()?
+        let (seen, next) = if names.len() > AT_ONCE {
+            let parts = names.par_chunks(AT_ONCE).map(|names| some(names, None));
+            let parts: Vec<_> = parts.collect::<Result<_, _>>()?;
+            let (mut seen, mut next) = (Vec::from_iter(own), Vec::new());
+            for (part, below) in parts {
+                seen.extend(part);
+                next.extend(below);
+            }
+            (seen, next)
         } else {
-            vec![some(&names)?]
+            some(&names, own)?
         };
-        let mut next = Vec::new();
-        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(here.seen);
-        for (seen, below) in parts {
-            all.extend(seen);
-            next.extend(below);
-        }
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(Part { path: at, seen });
         Ok(next)
     }
 
@@ -138,7 +168,7 @@ impl<'a> Walk<'a> {
         at: &BStr,
         name: &BStr,
         here: &Here<'a>,
-    ) -> Result<Option<(Seen, Here<'a>)>, LocalError> {
+    ) -> Result<Option<Found<'a>>, LocalError> {
         let path = path::join(at, name);
         let ignore = &self.directory.ignore;
         let (ignored, ignored_by) = matches(Some(ignore), &path, &here.ignored);
@@ -169,13 +199,24 @@ impl<'a> Walk<'a> {
             }
             return Ok(None);
         };
-        if !wanted && !matches!(seen.entry.kind, Kind::Directory { .. }) {
-            return Ok(None);
+        let seen = Seen { wanted, ..seen };
+        if !seen.entry.kind.is_dir() {
+            return Ok(wanted.then_some(Found::Other(seen)));
         }
-        let next =
-            Here { root, seen: None, ignored: ignored_by, included: included_by, excluded: excluded_by };
-        Ok(Some((Seen { wanted, ..seen }, next)))
+        Ok(Some(Found::Directory(Here {
+            root,
+            seen: Some(seen),
+            ignored: ignored_by,
+            included: included_by,
+            excluded: excluded_by,
+        })))
     }
+}
+
+/// What has a name in a directory.
+enum Found<'a> {
+    Directory(Here<'a>),
+    Other(Seen),
 }
 
 /// No patterns match nothing, and pass nothing on.
