@@ -24,6 +24,7 @@ pub mod push;
 pub mod record;
 pub mod registry;
 pub mod root;
+pub mod speed;
 pub mod stat;
 mod sync;
 pub mod tag;

@@ -8,6 +8,7 @@
 //! mounts/<hex>/        layers as directories, a cache of the mounters
 //! directories/<kind>/<hex>/    cache mounts, git clones, sandboxes
 //! stat/<hex>           stat caches, one a context
+//! speeds               how fast layers come from where, see speed.rs
 //! locks/<hex>          a lock a key, present while held
 //! locks/gc             shared: taking leases and renaming into place; exclusive: prune deciding what goes
 //! processes/<id>       locked by a live process; its content is what that process holds (see lease.rs)
@@ -42,6 +43,7 @@ use crate::layer::{IndexCache, Layers};
 use crate::lease::Holds;
 use crate::lock::Locks;
 use crate::record::{Memo, Pins, Records};
+use crate::speed::{Meters, Speeds};
 use crate::stat::Stats;
 use crate::tag::{Images, Tags};
 use crate::temp::remove_tree;
@@ -190,6 +192,8 @@ pub(crate) struct Inner {
     pub(crate) indexes: IndexCache,
     // What was used and is to be marked so, in one transaction at the end.
     used: Mutex<Used>,
+    // What this process fetched.
+    pub(crate) meters: Meters,
     // Whether this process wrote rows that `Root::sync` has to follow up.
     wrote: AtomicBool,
 }
@@ -276,6 +280,7 @@ impl Root {
                 holds: Holds::default(),
                 indexes: IndexCache::default(),
                 used: Mutex::new(Used::default()),
+                meters: Meters::default(),
                 wrote: AtomicBool::new(false),
             }),
         };
@@ -342,6 +347,11 @@ impl Root {
     /// The stat caches.
     pub fn stats(&self) -> Stats {
         Stats::new(self.clone())
+    }
+
+    /// How fast layers come from where.
+    pub fn speeds(&self) -> Speeds {
+        Speeds::new(self.clone())
     }
 
     /// Cache mounts and clones.

@@ -1,5 +1,6 @@
 //! What end-to-end tests stand on: a hermetic environment to run the built `rbuild` in, base images made here, and users.
 
+pub mod actions;
 pub mod base;
 pub mod docker_registry;
 pub mod env;
@@ -8,6 +9,7 @@ pub mod registry;
 pub mod watch;
 pub mod web;
 
+pub use actions::actions_cache;
 pub use base::Base;
 pub use docker_registry::DockerRegistry;
 pub use env::{Outcome, TestEnv};

@@ -638,10 +638,11 @@ impl Shared {
     }
 }
 
-/// The digests a manifest names, found without parsing.
+/// The digests of the blobs and manifests that a manifest names, found without parsing. Annotations name others.
 fn named_digests(manifest: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(manifest);
     text.match_indices("\"sha256:")
+        .filter(|(at, _)| text[..*at].trim_end().ends_with("\"digest\":"))
         .filter_map(|(at, _)| text.get(at + 1..at + 1 + 71).map(str::to_owned))
         .collect()
 }

@@ -70,14 +70,38 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     ended: AtomicBool,
+    /// Answers everything, if there is one.
+    service: Option<Service>,
+}
+
+type Answers = dyn Fn(&Recorded) -> Page + Send + Sync;
+
+struct Service(Box<Answers>);
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Service")
+    }
 }
 
 impl Web {
     /// Starts one.
     pub fn start() -> Self {
+        Self::serve(|_| Shared::default())
+    }
+
+    /// Starts one whose answers `service` makes of requests; it is made with the address.
+    pub fn of<S: Fn(&Recorded) -> Page + Send + Sync + 'static>(service: impl FnOnce(&str) -> S) -> Self {
+        Self::serve(|address| Shared {
+            service: Some(Service(Box::new(service(address)))),
+            ..Shared::default()
+        })
+    }
+
+    fn serve(shared: impl FnOnce(&str) -> Shared) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port of loopback is free");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared(&address));
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -145,7 +169,9 @@ impl Shared {
             input.read_exact(&mut request.body)?;
         }
         let repositories = self.state().repositories.clone();
+        let service = self.service.as_ref().map(|Service(answer)| answer(&request));
         let response = match (&repositories, request.target.strip_prefix("/git/")) {
+            _ if service.is_some() => service.unwrap_or_default(),
             (Some((directory, authorization)), Some(_)) => {
                 if authorization.is_some() && request.header("authorization") != authorization.as_deref() {
                     Page { status: Some(401), ..Page::default() }

@@ -90,6 +90,22 @@ pub fn write_layer<W: Write + Send>(
     write_entries(upper, scan(upper, options)?, out)
 }
 
+/// The same, and the nanoseconds of the modification times of the layer's entries, in order, which a layer has not.
+pub fn write_layer_with_nanoseconds<W: Write + Send>(
+    upper: BorrowedFd<'_>,
+    options: &Options<'_>,
+    out: W,
+) -> Result<(W, LayerIndex, Vec<u32>), DiffError> {
+    let mut scan = Scan::new(options);
+    scan.nanoseconds = Some(HashMap::new());
+    scan.go_through(upper)?;
+    let (out, index) = write_entries(upper, scan.entries, out)?;
+    let known = scan.nanoseconds.unwrap_or_default();
+    let nanoseconds = index.entries().iter().map(|entry| known.get(&entry.path).copied().unwrap_or(0));
+    let nanoseconds = nanoseconds.collect();
+    Ok((out, index, nanoseconds))
+}
+
 /// Writes the layer of the changes that [`scan`] found in `upper` to `out`.
 pub fn write_entries<W: Write + Send>(
     upper: BorrowedFd<'_>,
@@ -142,28 +158,8 @@ const SMALL_BYTES: i64 = 64 << 10;
 
 /// The changes that `upper` holds, in order. Files have no content digest yet.
 pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, DiffError> {
-    let mut scan = Scan { options, links: HashMap::new(), entries: Vec::new(), unchanged: Vec::new() };
-    let mut levels = vec![Level::open(upper, BString::default())?];
-    // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
-    // BuildKit either.
-    while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.pop() else {
-            let done = levels.pop().expect("it was just looked at");
-            // Nothing below it changed, and it did not either.
-            scan.unchanged.retain(|entry| entry.path != done.path);
-            continue;
-        };
-        let mut path = level.path.clone();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(&name);
-        if scan.add(level.dir(upper)?, name.as_bstr(), path.as_bstr())? {
-            // One open directory at a time: trees are deeper than a process may have descriptors.
-            level.dir = None;
-            levels.push(Level::open(upper, path)?);
-        }
-    }
+    let mut scan = Scan::new(options);
+    scan.go_through(upper)?;
     Ok(scan.entries)
 }
 
@@ -201,9 +197,40 @@ struct Scan<'a> {
     entries: Vec<Entry>,
     // Directories on the way to here that are as they are below: only written if something in them is.
     unchanged: Vec<Entry>,
+    // Of modification times, by path; if somebody wants them.
+    nanoseconds: Option<HashMap<BString, u32>>,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    fn new(options: &'a Options<'a>) -> Self {
+        Self { options, links: HashMap::new(), entries: Vec::new(), unchanged: Vec::new(), nanoseconds: None }
+    }
+
+    fn go_through(&mut self, upper: BorrowedFd<'_>) -> Result<(), DiffError> {
+        let mut levels = vec![Level::open(upper, BString::default())?];
+        // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
+        // BuildKit either.
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                let done = levels.pop().expect("it was just looked at");
+                // Nothing below it changed, and it did not either.
+                self.unchanged.retain(|entry| entry.path != done.path);
+                continue;
+            };
+            let mut path = level.path.clone();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            if self.add(level.dir(upper)?, name.as_bstr(), path.as_bstr())? {
+                // One open directory at a time: trees are deeper than a process may have descriptors.
+                level.dir = None;
+                levels.push(Level::open(upper, path)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Adds what is at `path`, which is `name` in `dir`; `true` if it is a directory to go into.
     fn add(&mut self, dir: BorrowedFd<'_>, name: &BStr, path: &BStr) -> Result<bool, DiffError> {
         let error = |source| DiffError::Read { path: path.into(), source };
@@ -216,6 +243,9 @@ impl Scan<'_> {
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
             self.add_whiteout(path);
             return Ok(false);
+        }
+        if let Some(nanoseconds) = &mut self.nanoseconds {
+            nanoseconds.insert(path.into(), u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
         }
         let mut entry = Entry {
             path: path.into(),

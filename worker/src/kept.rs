@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use image::layer::read::index_tar;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use store::root::Root;
 
 use crate::diff::{self, Marks};
@@ -83,14 +83,7 @@ pub fn save<W: Write + Send>(directory: &MountDirectory, out: W) -> Result<(W, A
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
     let options = diff::Options { marks: Marks::of_this_process(), lower: None };
-    let (out, index) = diff::write_layer(dir.as_fd(), &options, out)?;
-    let nanoseconds = index.entries().iter().map(|entry| {
-        let fd = inside::open(dir.as_fd(), &entry.path, OFlags::PATH, Mode::empty())?;
-        let stat = rustix::fs::statat(&fd, c"", AtFlags::EMPTY_PATH)?;
-        Ok(u32::try_from(stat.st_mtime_nsec).unwrap_or(0))
-    });
-    let nanoseconds =
-        nanoseconds.collect::<Result<_, rustix::io::Errno>>().map_err(|errno| failed(errno.into()))?;
+    let (out, _, nanoseconds) = diff::write_layer_with_nanoseconds(dir.as_fd(), &options, out)?;
     let meta = fs::metadata(&path).map_err(failed)?;
     let mode = u16::try_from(meta.mode() & 0o7777).expect("twelve bits");
     Ok((out, Attributes { root: (mode, meta.uid(), meta.gid()), nanoseconds }))

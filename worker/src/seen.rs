@@ -108,6 +108,23 @@ pub(crate) fn times(view: &View, mounts: &mut [(Seen, Written)], now: i64) -> Ti
     times
 }
 
+/// The times in one layer that shows what `layers` show over each other, given with their own: each path has that of the
+/// topmost one.
+pub(crate) fn merged<'a>(
+    layers: impl IntoIterator<Item = (&'a LayerIndex, Option<&'a HashMap<BString, i64>>)>,
+) -> HashMap<BString, i64> {
+    let mut merged = HashMap::new();
+    for (index, own) in layers {
+        for entry in index.entries() {
+            match own.and_then(|own| own.get(&entry.path)) {
+                Some(time) => merged.insert(entry.path.clone(), *time),
+                None => merged.remove(&entry.path),
+            };
+        }
+    }
+    merged
+}
+
 fn content(entry: &Entry, names: Option<&blake3::Hasher>) -> Option<[u8; 16]> {
     let digest = match &entry.kind {
         Kind::File { content, .. } => content.0,
@@ -219,5 +236,25 @@ mod tests {
         let mut both = [old[0].clone(), (Seen::default(), Written::At(1))];
         let _ = times(&vec![(None, index(&[("a", "1", 30)]))], &mut both[1..], 50);
         assert!(times(&vec![(None, index(&[("a", "1", 30)]))], &mut both, 60).is_empty());
+    }
+
+    #[test]
+    fn layers_in_one_show_the_times_of_the_topmost() {
+        let below = index(&[("d", "/", 5), ("d/a", "1", 10), ("d/b", "1", 10), ("d/c", "1", 10)]);
+        let above = index(&[("d/b", "2", 20), ("d/c", "2", 20)]);
+        let times = |times: &[(&str, i64)]| -> HashMap<BString, i64> {
+            times.iter().map(|(path, time)| (BString::from(*path), *time)).collect()
+        };
+        let (low, high) = (times(&[("d", 1), ("d/a", 2), ("d/b", 3), ("d/c", 4)]), times(&[("d/b", 7)]));
+        for (layers, expected) in [
+            (vec![(&*below, Some(&low))], low.clone()),
+            // d/c is another file in the upper layer, and has that one's own time.
+            (vec![(&*below, Some(&low)), (&*above, Some(&high))], times(&[("d", 1), ("d/a", 2), ("d/b", 7)])),
+            (vec![(&*below, Some(&low)), (&*above, None)], times(&[("d", 1), ("d/a", 2)])),
+            (vec![(&*below, None), (&*above, Some(&high))], times(&[("d/b", 7)])),
+            (vec![(&*above, Some(&high)), (&*below, None)], HashMap::new()),
+        ] {
+            assert_eq!(merged(layers), expected);
+        }
     }
 }

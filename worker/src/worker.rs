@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bstr::{BString, ByteSlice as _};
+use bstr::ByteSlice as _;
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, try_join_all};
 use image::layer::LayerIndex;
@@ -42,6 +42,7 @@ use crate::mount::mounter::{Choice, choose};
 use crate::mount::scratch;
 use crate::mount::{Mounter, Times};
 use crate::sandbox::Kept;
+use crate::seen;
 use crate::source::image::{PullError, pull_layer};
 use crate::source::local::{Directory, Walked};
 use crate::source::remote::Remotes;
@@ -272,27 +273,14 @@ impl Worker {
             None => self.flatten(&lowest).await?,
         };
         if lowest.iter().any(|layer| times.contains_key(layer)) {
-            let merged = self.merged_times(&lowest, times)?;
+            let indexes = lowest.iter().map(|layer| Ok((self.root.layers().index(layer)?, times.get(layer))));
+            let indexes = indexes.collect::<Result<Vec<_>, WorkerError>>()?;
+            let merged = seen::merged(indexes.iter().map(|(index, own)| (&**index, *own)));
             times.insert(flat, merged);
         }
         self.flattened.borrow_mut().insert(lowest, flat);
         layers.splice(..count, [flat]);
         Ok(())
-    }
-
-    /// The times in one layer that shows what `layers` show over each other: each path has that of the topmost one.
-    fn merged_times(&self, layers: &[DiffId], times: &Times) -> Result<HashMap<BString, i64>, WorkerError> {
-        let mut merged = HashMap::new();
-        for layer in layers {
-            let own = times.get(layer);
-            for entry in self.root.layers().index(layer)?.entries() {
-                match own.and_then(|own| own.get(&entry.path)) {
-                    Some(time) => merged.insert(entry.path.clone(), *time),
-                    None => merged.remove(&entry.path),
-                };
-            }
-        }
-        Ok(merged)
     }
 
     pub(crate) fn emit(&self, event: Event) {

@@ -27,7 +27,7 @@ use crate::progress::Handle;
 /// Layers shorter than this go whatever running their step again would cost, bytes of tar: what a step that runs again
 /// reads has to be fetched as well.
 const ALWAYS: u64 = 4 << 20;
-/// What a transfer is taken to carry, bytes of tar a second: 20 MB/s of compressed bytes.
+/// What a transfer is taken to carry where nothing was measured yet, bytes of tar a second: 20 MB/s of compressed bytes.
 const SPEED: f64 = 60e6;
 
 /// What goes.
@@ -44,15 +44,22 @@ pub(crate) struct Plan {
 impl Plan {
     /// What of a build goes with `mode`. `results` are the layers of its images.
     ///
-    /// Layers of base images do not go: whoever builds on them finds them where they are. With `weigh`, a layer that no
-    /// result has is left out if it takes longer to fetch than to make.
-    pub(crate) fn new(root: &Root, used: &Used, results: &[SnapshotLayer], mode: Mode, weigh: bool) -> Self {
+    /// Layers of base images do not go: whoever builds on them finds them where they are. With a `speed`, bytes of tar a
+    /// second, a layer that no result has is left out if it takes longer to fetch than to make.
+    pub(crate) fn new(
+        root: &Root,
+        used: &Used,
+        results: &[SnapshotLayer],
+        mode: Mode,
+        speed: Option<f64>,
+    ) -> Self {
         let mut plan = Self { index: index(root, used), ..Self::default() };
         let mut seen = HashSet::new();
         let made = results.iter().filter(|layer| layer.created.is_some()).map(|layer| layer.diff_id);
         plan.layers.extend(made.filter(|layer| seen.insert(*layer)));
         if mode == Mode::Max {
-            let worth = used.records.values().filter(|record| !weigh || is_worth_it(record));
+            let worth =
+                used.records.values().filter(|record| speed.is_none_or(|speed| is_worth_it(record, speed)));
             plan.layers.extend(worth.map(|record| record.layer).filter(|layer| seen.insert(*layer)));
         }
         plan
@@ -74,8 +81,8 @@ pub(crate) fn index(root: &Root, used: &Used) -> CacheIndex {
     CacheIndex { steps: steps.collect(), memo: used.memo.clone(), ..CacheIndex::default() }
 }
 
-fn is_worth_it(record: &Record) -> bool {
-    record.bytes <= ALWAYS || record.bytes as f64 / SPEED <= record.seconds
+fn is_worth_it(record: &Record, speed: f64) -> bool {
+    record.bytes <= ALWAYS || record.bytes as f64 / speed <= record.seconds
 }
 
 /// What all exports of a build came to.
@@ -117,22 +124,27 @@ pub(crate) async fn export(
             Target::Inline => continue,
         };
         let task = progress.task(&format!("exporting cache to {kind}"));
-        let mut plan = Plan::new(root, &material.used, &material.results, to.mode, to.weigh);
+        let insecure = match &to.target {
+            Target::Registry { reference, insecure: true } => Some(&*reference.registry),
+            _ => None,
+        };
+        // All that is asked of it, or it would not answer.
+        let client = &crate::registry::insecure(client.clone(), insecure);
+        let speed = to.weigh.then(|| root.speeds().of(&to.place()).unwrap_or(SPEED));
+        let mut plan = Plan::new(root, &material.used, &material.results, to.mode, speed);
         // Holds the files until they are sent.
         let saved = add_mounts(root, client, imports, to, &material.named, &mut plan).await;
         if let Err(error) = &saved {
             tracing::warn!("could not export cache mounts to {}: {error}", to.name());
         }
         let written: Result<Sent, CacheError> = match &to.target {
-            Target::Registry { reference, insecure } => {
-                let registry = insecure.then_some(reference.registry.as_str());
-                let client = crate::registry::insecure(client.clone(), registry);
-                registry::write(root, &client, reference, to, &plan, &task).await
+            Target::Registry { reference, .. } => {
+                registry::write(root, client, reference, to, &plan, &task).await
             }
             Target::Local { dest, tag, reset } => {
                 local::write(root, client, imports, (dest, tag, *reset), to, &plan).await
             }
-            Target::Objects(objects) => match object::Store::open(objects) {
+            Target::Objects(objects) => match object::Store::open(objects, client) {
                 Ok(store) => store.write(root, client, imports, to, &plan).await,
                 Err(error) => Err(error),
             },
@@ -203,19 +215,15 @@ impl Existing {
     /// `None`: there is none, or none that can be read.
     async fn open(root: &Root, client: &Client, target: &Target) -> Option<Self> {
         let (index, place) = match target {
-            Target::Registry { reference, insecure } => {
-                let client = crate::registry::insecure(
-                    client.clone(),
-                    insecure.then_some(reference.registry.as_str()),
-                );
-                (registry::read(&client, reference).await.ok()?, Place::Registry(reference.clone()))
+            Target::Registry { reference, .. } => {
+                (registry::read(client, reference).await.ok()?, Place::Registry(reference.clone()))
             }
             Target::Local { dest, tag, .. } => {
                 let (layout, index) = local::read(root, dest, tag, None).ok()?;
                 (index, Place::Layout(Arc::new(layout)))
             }
             Target::Objects(objects) => {
-                let store = object::Store::open(objects).ok()?;
+                let store = object::Store::open(objects, client).ok()?;
                 (store.read().await.ok()?, Place::Objects(store))
             }
             Target::Inline => return None,
@@ -261,8 +269,8 @@ mod tests {
         // 1 is the base's, 2 the result's, 3 slow and big, 4 fast and big, 5 fast and small.
         let used = used(&[(2, 0.0, 1 << 30), (3, 100.0, 1 << 30), (4, 0.1, 1 << 30), (5, 0.0, 10)]);
         let results = [layer(1, None), layer(2, Some(1))];
-        let plan = |mode, weigh| {
-            let plan = Plan::new(&root, &used, &results, mode, weigh);
+        let plan = |mode, speed| {
+            let plan = Plan::new(&root, &used, &results, mode, speed);
             assert_eq!(plan.index.steps.len(), 4, "all records go always");
             let names: Vec<u8> = plan
                 .layers
@@ -271,8 +279,11 @@ mod tests {
                 .collect();
             (names[0], names.into_iter().collect::<HashSet<u8>>())
         };
-        assert_eq!(plan(Mode::Min, true), (2, HashSet::from([2])));
-        assert_eq!(plan(Mode::Max, true), (2, HashSet::from([2, 3, 5])));
-        assert_eq!(plan(Mode::Max, false), (2, HashSet::from([2, 3, 4, 5])));
+        assert_eq!(plan(Mode::Min, Some(SPEED)), (2, HashSet::from([2])));
+        assert_eq!(plan(Mode::Max, Some(SPEED)), (2, HashSet::from([2, 3, 5])));
+        // 1 GiB takes 0.05 s, or 1000 s.
+        assert_eq!(plan(Mode::Max, Some(20e9)), (2, HashSet::from([2, 3, 4, 5])));
+        assert_eq!(plan(Mode::Max, Some(1e6)), (2, HashSet::from([2, 5])));
+        assert_eq!(plan(Mode::Max, None), (2, HashSet::from([2, 3, 4, 5])));
     }
 }

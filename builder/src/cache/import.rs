@@ -27,6 +27,7 @@ use store::record::NewRecord;
 use store::registry::Client;
 use store::root::Root;
 use tokio::sync::OnceCell;
+use worker::source::image::OCI_LAYOUT;
 use worker::{LayerSource, MountSource, UsedMount};
 
 use super::CacheError;
@@ -71,6 +72,15 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Its name for [`store::speed::Speeds`].
+    fn name(&self) -> String {
+        match self {
+            Self::Registry(reference) => reference.registry.clone(),
+            Self::Layout(_) => OCI_LAYOUT.to_owned(),
+            Self::Objects(store) => store.name(),
+        }
+    }
+
     /// The bytes of a blob of a cache mount.
     pub(super) async fn blob(&self, client: &Client, blob: Descriptor) -> Result<Bytes, CacheError> {
         match self {
@@ -187,7 +197,7 @@ impl Imports {
                 Ok((index, Place::Registry(reference.clone())))
             }
             Origin::Objects(objects) => {
-                let store = object::Store::open(objects)?;
+                let store = object::Store::open(objects, &self.client)?;
                 Ok((store.read().await?, Place::Objects(store)))
             }
             Origin::Local { src, tag, digest } => {
@@ -244,6 +254,8 @@ impl Imports {
     pub(crate) async fn bring_layer(&self, diff_id: DiffId) -> bool {
         for import in self.loaded().await {
             let Some(blob) = import.blobs.get(&diff_id) else { continue };
+            let (speeds, place) = (self.root.speeds(), import.place.name());
+            let transfer = speeds.begin(&place);
             let brought = match &import.place {
                 Place::Registry(_) => continue,
                 Place::Layout(layout) => {
@@ -254,7 +266,10 @@ impl Imports {
                 Place::Objects(store) => store.bring_layer(&self.root, diff_id, blob).await.map(|()| true),
             };
             match brought {
-                Ok(true) => return true,
+                Ok(true) => {
+                    transfer.end(self.root.layers().size(&diff_id).ok().flatten().unwrap_or(0));
+                    return true;
+                }
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!("could not take layer {diff_id} from {}: {error}", import.name);

@@ -53,6 +53,9 @@ pub(crate) enum CacheError {
     #[cfg(feature = "object")]
     #[error(transparent)]
     Objects(#[from] opendal::Error),
+    /// GitHub's cache service did not.
+    #[error(transparent)]
+    Actions(#[from] backends::actions::ActionsError),
     /// Support for it is left out.
     #[error("this rbuild was built without {0} caches: build it with `--features {0}`")]
     NotBuilt(&'static str),

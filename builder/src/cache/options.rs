@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use image::{Digest, Reference};
 use store::compress::{Algorithm, Compression};
+use worker::source::image::OCI_LAYOUT;
 
 use crate::failure::Failure;
 use crate::request::{csv, parse_bool, parse_size};
@@ -95,10 +96,12 @@ pub(crate) enum Service {
     Azblob,
     Redis,
     Fs,
+    /// The cache service of GitHub Actions.
+    Gha,
 }
 
 impl Service {
-    const ALL: [Self; 5] = [Self::S3, Self::Gcs, Self::Azblob, Self::Redis, Self::Fs];
+    const ALL: [Self; 6] = [Self::S3, Self::Gcs, Self::Azblob, Self::Redis, Self::Fs, Self::Gha];
 
     /// Its `type`.
     pub(crate) fn name(self) -> &'static str {
@@ -108,6 +111,7 @@ impl Service {
             Self::Azblob => "azblob",
             Self::Redis => "redis",
             Self::Fs => "fs",
+            Self::Gha => "gha",
         }
     }
 
@@ -133,6 +137,10 @@ impl Service {
             ],
             Self::Redis => &[("url", "!"), ("username", ""), ("password", "")],
             Self::Fs => &[("root", "!")],
+            // Not needed: outside of a job of GitHub Actions there is no cache, which fails no build.
+            Self::Gha => {
+                &[("url_v2", "ACTIONS_RESULTS_URL"), ("token", "ACTIONS_RUNTIME_TOKEN"), ("version", "")]
+            }
         }
     }
 }
@@ -166,6 +174,20 @@ impl Objects {
         for ignored in ["touch_refresh", "upload_parallelism", "retry_mode", "retry_max_attempts"] {
             let _ignored = fields.take(ignored);
         }
+        if service == Service::Gha {
+            // `url` is that of the first service; the others are for BuildKit to see in GitHub's API what is there.
+            for ignored in ["url", "timeout", "repository", "ghtoken"] {
+                let _ignored = fields.take(ignored);
+            }
+            return Ok(Self {
+                service,
+                settings,
+                names: vec![fields.take("scope").unwrap_or_else(|| "buildkit".to_owned())],
+                prefix: String::new(),
+                blobs_prefix: "rbuild-blob-1-".to_owned(),
+                manifests_prefix: "rbuild-index-1-".to_owned(),
+            });
+        }
         let names = fields.take("name").unwrap_or_else(|| "buildkit".to_owned());
         Ok(Self {
             service,
@@ -180,6 +202,7 @@ impl Objects {
     /// Its name in messages: no keys.
     pub(crate) fn name(&self) -> String {
         let place = ["bucket", "container", "root"].iter().find_map(|name| self.settings.get(name));
+        let place = if self.service == Service::Gha { self.names.first() } else { place };
         match place {
             Some(place) => format!("{} {place}", self.service.name()),
             None => self.service.name().to_owned(),
@@ -227,9 +250,7 @@ impl CacheFrom {
             kind => match Service::ALL.into_iter().find(|service| service.name() == kind) {
                 Some(service) => Origin::Objects(Objects::parse(service, &mut fields)?),
                 None => {
-                    return Err(
-                        fields.unknown_type(&["registry", "local", "s3", "gcs", "azblob", "redis", "fs"])
-                    );
+                    return Err(fields.unknown_type(&["registry", "local"]));
                 }
             },
         };
@@ -265,10 +286,7 @@ impl CacheTo {
             "inline" => Target::Inline,
             kind => match Service::ALL.into_iter().find(|service| service.name() == kind) {
                 Some(service) => Target::Objects(Objects::parse(service, &mut fields)?),
-                None => {
-                    let known = ["registry", "local", "inline", "s3", "gcs", "azblob", "redis", "fs"];
-                    return Err(fields.unknown_type(&known));
-                }
+                None => return Err(fields.unknown_type(&["registry", "local", "inline"])),
             },
         };
         let mode = match fields.take("mode").as_deref() {
@@ -315,6 +333,16 @@ impl CacheTo {
         };
         fields.end()?;
         Ok(to)
+    }
+
+    /// Its name for [`store::speed::Speeds`], by which the speed of what comes from there is known.
+    pub(crate) fn place(&self) -> String {
+        match &self.target {
+            Target::Registry { reference, .. } => reference.registry.clone(),
+            Target::Local { .. } => OCI_LAYOUT.to_owned(),
+            Target::Objects(objects) => objects.name(),
+            Target::Inline => String::new(),
+        }
     }
 
     /// Its name in messages.
@@ -389,7 +417,9 @@ impl Fields {
         }
     }
 
+    /// `known`: besides object stores.
     fn unknown_type(&self, known: &[&str]) -> Failure {
+        let known: Vec<&str> = known.iter().copied().chain(Service::ALL.map(Service::name)).collect();
         let known = known.join(", ");
         self.invalid(&format!("unknown type {:?}: expected one of {known}", self.kind))
     }
@@ -444,6 +474,12 @@ mod tests {
         assert_eq!(
             (&*azure.settings["account_name"], &*azure.settings["container"]),
             ("acc", "buildkit-cache")
+        );
+        let gha = CacheFrom::parse("type=gha,scope=x,url_v2=http://h/,token=top,timeout=1m").unwrap();
+        let Origin::Objects(gha) = gha.origin else { panic!("it is a place") };
+        assert_eq!(
+            (&*gha.names[0], &*gha.settings["url_v2"], gha.name()),
+            ("x", "http://h/", "gha x".to_owned())
         );
         for bad in ["type=gcs", "type=redis", "type=fs", "type=fs,root=/c,bucket=b", "type=azblob"] {
             assert!(CacheTo::parse(bad).is_err(), "{bad}");

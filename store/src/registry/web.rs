@@ -20,10 +20,14 @@ use super::Client;
 use super::auth::is_private_address;
 use super::client::{Profile, Stall, is_fleeting, is_loopback, same_origin};
 use super::error::{NetworkCause, redacted};
-use super::retry::{Backoff, Next, is_transient, retry_after, tries};
+use super::retry::{Backoff, Next, Timing, is_transient, retry_after, tries};
 
 /// How many redirects are followed.
 const MOST_REDIRECTS: usize = 10;
+/// How much is read of what a server says to something that is sent, bytes.
+const LONGEST_REPLY: usize = 64 << 10;
+/// A body may take a second for so many bytes.
+const SLOWEST: u64 = 64 << 10;
 
 /// A file to fetch.
 #[derive(Clone)]
@@ -204,33 +208,119 @@ impl Client {
     }
 }
 
+/// A request that is no download.
+#[derive(Clone)]
+pub struct Send<'a> {
+    /// `POST`, `PUT`.
+    pub method: &'static str,
+    /// Where to.
+    pub url: &'a str,
+    /// Their values are taken for secrets.
+    pub headers: &'a [(&'a str, String)],
+    /// What is sent.
+    pub body: Bytes,
+}
+
+impl fmt::Debug for Send<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Send").field("url", &shown(self.url)).finish_non_exhaustive()
+    }
+}
+
+/// What a server says to a [`Send`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The beginning of the body.
+    pub body: Bytes,
+}
+
 impl Client {
-    /// Sends a small document, once, and gives the status of the answer. Redirects are not followed. What is sent is worth no
-    /// more than that: it is not tried again.
+    /// Sends something, and again if the answer may be another one then: whoever uses it must not mind. Redirects are not
+    /// followed.
+    pub async fn send(&self, send: &Send<'_>) -> Result<Reply, WebError> {
+        let prepared = self.prepare(send)?;
+        let timing = &self.config().timing;
+        let patience = timing.header + Duration::from_secs(send.body.len() as u64 / SLOWEST);
+        let mut backoff = Backoff::new(timing, Instant::now());
+        let mut connects = 0;
+        loop {
+            let answer = tokio::time::timeout(patience, prepared.once(send)).await;
+            let fault = match answer {
+                Ok(Ok(response)) if is_transient(response.status()) => Fault::Answer(response),
+                Ok(Ok(response)) => match tokio::time::timeout(patience, beginning(response)).await {
+                    Ok(Ok(reply)) => return Ok(reply),
+                    Ok(Err(error)) => Fault::Network(NetworkCause::Http(error)),
+                    Err(_) => Fault::Network(NetworkCause::NoAnswer(patience)),
+                },
+                Ok(Err(error)) => Fault::Network(NetworkCause::Http(error)),
+                Err(_) => Fault::Network(NetworkCause::NoAnswer(patience)),
+            };
+            pause(timing, &mut backoff, &mut connects, &prepared.url, fault).await?;
+        }
+    }
+
+    /// Sends a small document, once, and gives the status of the answer. What is sent is worth no more than that.
     pub async fn post(
         &self,
         url: &str,
         headers: &[(String, String)],
         body: Vec<u8>,
     ) -> Result<u16, WebError> {
-        let unusable = |reason: String| WebError::Url { url: shown(url), reason };
-        let parsed: Url =
-            url.parse().map_err(|error: <Url as std::str::FromStr>::Err| unusable(error.to_string()))?;
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
+        let headers: Vec<(&str, String)> =
+            headers.iter().map(|(name, value)| (&**name, value.clone())).collect();
+        let send = Send { method: "POST", url, headers: &headers, body: body.into() };
+        let response = self.prepare(&send)?.once(&send).await;
+        response
+            .map(|response| response.status().as_u16())
+            .map_err(|error| WebError::Url { url: shown(url), reason: error.without_url().to_string() })
+    }
+
+    fn prepare(&self, send: &Send<'_>) -> Result<Prepared, WebError> {
+        let unusable = |reason: String| WebError::Url { url: shown(send.url), reason };
+        let url: Url =
+            send.url.parse().map_err(|error: <Url as std::str::FromStr>::Err| unusable(error.to_string()))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in send.headers {
             let name: HeaderName = name.parse().map_err(|_| unusable(format!("{name:?} is no header")))?;
             let mut value = header_value(&name, value).map_err(unusable)?;
             value.set_sensitive(true);
-            map.insert(name, value);
+            headers.insert(name, value);
         }
+        let method = send.method.parse().expect("methods are constants");
         let http = self
-            .http(&profile(&parsed))
-            .map_err(|error| WebError::Client { url: redacted(&parsed), reason: error.to_string() })?;
-        let response = http.request(Method::POST, parsed).headers(map).body(body).send().await;
-        response
-            .map(|response| response.status().as_u16())
-            .map_err(|error| unusable(error.without_url().to_string()))
+            .http(&profile(&url))
+            .map_err(|error| WebError::Client { url: redacted(&url), reason: error.to_string() })?;
+        Ok(Prepared { http, method, url, headers })
     }
+}
+
+struct Prepared {
+    http: reqwest::Client,
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+}
+
+impl Prepared {
+    async fn once(&self, send: &Send<'_>) -> reqwest::Result<Response> {
+        let request = self.http.request(self.method.clone(), self.url.clone());
+        request.headers(self.headers.clone()).body(send.body.clone()).send().await
+    }
+}
+
+/// An answer with as much of its body as is read.
+async fn beginning(mut response: Response) -> reqwest::Result<Reply> {
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    while body.len() < LONGEST_REPLY
+        && let Some(chunk) = response.chunk().await?
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(LONGEST_REPLY);
+    Ok(Reply { status, body: body.into() })
 }
 
 fn header_value(name: &HeaderName, text: &str) -> Result<HeaderValue, String> {
@@ -398,36 +488,44 @@ impl WebStream {
         }
     }
 
-    /// Waits before the next attempt, or fails with what went wrong.
     async fn pause(&mut self, fault: Fault) -> Result<(), WebError> {
         let timing = &self.client.config().timing;
-        let asked = match &fault {
-            Fault::Answer(response) => retry_after(response.headers(), SystemTime::now()),
-            Fault::Network(_) => None,
-        };
-        let hopeless = match &fault {
-            Fault::Network(cause) => !is_fleeting(cause, &mut self.connects),
-            Fault::Answer(_) => false,
-        };
-        let next = self.backoff.next(timing, Instant::now(), asked, fastrand::f64());
-        if let (Next::Wait(wait), false) = (next, hopeless) {
-            drop(fault);
-            tokio::time::sleep(wait).await;
-            return Ok(());
-        }
-        let (attempts, waited) = self.backoff.spent(Instant::now());
-        let url = redacted(&self.url);
-        Err(match fault {
-            Fault::Network(cause) => WebError::Network { url, attempts, waited, cause },
-            Fault::Answer(response) => {
-                WebError::Unavailable { url, status: response.status(), attempts, waited }
-            }
-        })
+        pause(timing, &mut self.backoff, &mut self.connects, &self.url, fault).await
     }
 
     fn too_long(&self) -> WebError {
         WebError::TooLong { url: redacted(&self.url), limit: self.request.limit }
     }
+}
+
+/// Waits before the next attempt, or fails with what went wrong.
+async fn pause(
+    timing: &Timing,
+    backoff: &mut Backoff,
+    connects: &mut u32,
+    url: &Url,
+    fault: Fault,
+) -> Result<(), WebError> {
+    let asked = match &fault {
+        Fault::Answer(response) => retry_after(response.headers(), SystemTime::now()),
+        Fault::Network(_) => None,
+    };
+    let hopeless = match &fault {
+        Fault::Network(cause) => !is_fleeting(cause, connects),
+        Fault::Answer(_) => false,
+    };
+    let next = backoff.next(timing, Instant::now(), asked, fastrand::f64());
+    if let (Next::Wait(wait), false) = (next, hopeless) {
+        drop(fault);
+        tokio::time::sleep(wait).await;
+        return Ok(());
+    }
+    let (attempts, waited) = backoff.spent(Instant::now());
+    let url = redacted(url);
+    Err(match fault {
+        Fault::Network(cause) => WebError::Network { url, attempts, waited, cause },
+        Fault::Answer(response) => WebError::Unavailable { url, status: response.status(), attempts, waited },
+    })
 }
 
 enum Fault {

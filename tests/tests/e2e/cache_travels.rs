@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use tests::registry::Registry;
 use tests::{Base, DockerRegistry, Outcome, TestEnv};
 
 /// Every instruction that makes a layer or reads files, and graphs of stages.
-const CASES: &[(&str, &str)] = &[
+pub(super) const CASES: &[(&str, &str)] = &[
     ("run", "FROM $BASE\nRUN echo one > /one\nRUN cat /one > /two\n"),
     ("copy", "FROM $BASE\nCOPY a /a\nCOPY --chmod=600 --chown=nobody dir /dir\n"),
     ("add", "FROM $BASE\nADD a dir/ /d/\n"),
@@ -38,6 +39,27 @@ const CASES: &[(&str, &str)] = &[
         "copy-from-image",
         "FROM scratch\nCOPY --from=$BASE /etc/passwd /passwd\nCOPY --from=$BASE /bin/sh /sh\n",
     ),
+    ("parents", "FROM $BASE\nCOPY --parents --exclude=**/c dir /p\nCOPY --chmod=u+x,go= a dir/b /q/\n"),
+    ("add-archive", "FROM $BASE\nADD files.tar /x/\nADD --unpack=false files.tar /y/\n"),
+    (
+        "shell",
+        "FROM $BASE\nSHELL [\"/bin/sh\", \"-ec\"]\nONBUILD RUN true\nRUN echo $0 > /x\nRUN [\"touch\", \"/y\"]\n",
+    ),
+    (
+        "secrets-and-modes",
+        "FROM $BASE\nRUN --mount=type=secret,id=s,env=S [ -z \"$S\" ] && echo > /x\n\
+         RUN --network=none echo > /y\n",
+    ),
+    (
+        "overwritten",
+        "FROM $BASE\nRUN mkdir /d && echo 1 > /d/1 && echo 2 > /d/2\nRUN rm -r /d && mkdir /d && ln /etc/group /d/g\n\
+         COPY dir /d\nRUN rm /d/b && ls /d > /list\n",
+    ),
+    (
+        "stage-on-stage",
+        "FROM $BASE AS one\nWORKDIR /one\nCOPY a .\nFROM one AS two\nRUN cat a > b\nFROM $BASE AS unused\nRUN false\n\
+         FROM two\nCOPY --from=one --link /one/a /linked\nRUN --mount=type=bind,from=two,target=/two cp /two/one/b /c\n",
+    ),
     ("no-layer", "FROM $BASE\nENV A=1\nCMD [\"x\"]\n"),
 ];
 
@@ -52,9 +74,15 @@ fn host(base: &str, case: &str, dockerfile: &str) -> (TestEnv, String) {
         ("dir/sub/c", "c\n"),
     ];
     let context = env.context(case, &files);
+    // The names and the time decide its bytes, which are the same on all hosts.
+    let tar = std::process::Command::new("tar")
+        .args(["--mtime=@1600000000", "--owner=7", "--group=7", "--sort=name", "-cf", "files.tar", "dir"])
+        .current_dir(&context)
+        .status();
+    assert!(tar.is_ok_and(|status| status.success()), "tar packs the files");
     // Checked out twice, files have other times; these decide bytes of layers, so here they are the same.
     let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
-    for path in ["dir/sub/c", "dir/b", "a", "dir/sub", "dir"] {
+    for path in ["dir/sub/c", "dir/b", "a", "files.tar", "dir/sub", "dir"] {
         let file = std::fs::File::open(context.join(path)).expect("the file was written");
         file.set_modified(time).expect("a time can be set");
     }
@@ -62,7 +90,7 @@ fn host(base: &str, case: &str, dockerfile: &str) -> (TestEnv, String) {
 }
 
 /// A registry that has the base image.
-fn registry() -> (DockerRegistry, String) {
+pub(super) fn registry() -> (DockerRegistry, String) {
     let registry = DockerRegistry::start();
     let base = format!("{}/base:1", registry.address());
     let env = TestEnv::new();
@@ -86,7 +114,7 @@ fn nothing_ran(outcome: &Outcome) {
     assert!(!outcome.stderr.contains("could not"), "{outcome}");
 }
 
-fn travels(case: &str, dockerfile: &str, base: &str, to: &str, from: &str, more: &[&str]) {
+pub(super) fn travels(case: &str, dockerfile: &str, base: &str, to: &str, from: &str, more: &[&str]) {
     let (a, context) = host(base, case, dockerfile);
     let mut args = vec!["build", "--iidfile", "iid", "--cache-to", to];
     args.extend_from_slice(more);
@@ -111,10 +139,15 @@ fn travels(case: &str, dockerfile: &str, base: &str, to: &str, from: &str, more:
 fn through_a_registry() {
     let (registry, base) = registry();
     for (n, (case, dockerfile)) in CASES.iter().enumerate() {
-        // Each form with every other case: half the time.
-        let (mode, form) = [("min", "true"), ("max", "false")][n % 2];
-        let cache = format!("{}/cache/{case}:{mode}", registry.address());
-        let to = format!("type=registry,ref={cache},mode={mode},image-manifest={form},ignore-error=false");
+        // Each form with some of the cases.
+        let form = [
+            "mode=min,image-manifest=true",
+            "mode=max,image-manifest=false,compression=zstd",
+            "mode=max,oci-mediatypes=false",
+            "mode=max,compression=uncompressed",
+        ][n % 4];
+        let cache = format!("{}/cache/{case}:{n}", registry.address());
+        let to = format!("type=registry,ref={cache},{form},ignore-error=false");
         travels(case, dockerfile, &base, &to, &cache, &[]);
     }
 }
@@ -259,131 +292,118 @@ fn what_is_known_here_is_not_replaced() {
 #[test]
 fn cache_mounts_travel_and_sources_keep_their_times() {
     let (registry, base) = registry();
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let local = dir.path().display();
+    mounts_travel(&base, &format!("type=local,dest={local}"), &format!("type=local,src={local}"));
+    let place = format!("type=registry,ref={}/cache/mounts", registry.address());
+    mounts_travel(&base, &place, &place);
+}
+
+/// Cache mounts go with the cache in a place: what was built from files that did not change is there on an empty builder.
+pub(super) fn mounts_travel(base: &str, to: &str, from: &str) {
     // What make does: a product is made again where its source is newer.
     let dockerfile = "FROM $BASE\nCOPY dir /src\nRUN --mount=type=cache,target=/out \
         for f in b sub/c; do o=/out/$(basename $f).o; \
           if [ ! -e $o ] || [ /src/$f -nt $o ]; then echo built $f; cp /src/$f $o; fi; done\n\
         RUN --mount=type=cache,target=/out --mount=type=bind,source=dir,target=/bound \
           stat -c '%Y %n' /bound/b /src/b /out/b.o /out/c.o && touch /x\n";
-    let dir = tempfile::tempdir().expect("a temporary directory can be made");
-    let local = format!("dest={}", dir.path().display());
-    let remote = format!("ref={}/cache/mounts", registry.address());
-    for (kind, to, from) in
-        [("local", local.clone(), local.replace("dest=", "src=")), ("registry", remote.clone(), remote)]
-    {
-        let (a, context) = host(&base, kind, dockerfile);
-        let to = format!("type={kind},{to},mode=max,mounts=true,ignore-error=false");
-        let built = a.rbuild(["build", "--cache-to", &to, &context]).ok();
-        assert!(built.stderr.contains("built b") && built.stderr.contains("built sub/c"), "{built}");
+    let (a, context) = host(base, "mounts", dockerfile);
+    let to = format!("{to},mode=max,mounts=true,ignore-error=false");
+    let built = a.rbuild(["build", "--cache-to", &to, &context]).ok();
+    assert!(built.stderr.contains("built b") && built.stderr.contains("built sub/c"), "{built}");
 
-        // On an empty builder, checked out later, one file is another.
-        let (b, context) = host(&base, kind, dockerfile);
-        let path = Path::new(&context);
-        for file in ["dir/b", "dir/sub/c"] {
-            let text = std::fs::read_to_string(path.join(file)).expect("a file can be read");
-            std::fs::write(path.join(file), text).expect("a file can be written");
-        }
-        std::fs::write(path.join("dir/b"), "other").expect("a file can be written");
-        let from = format!("type={kind},{from}");
-        let plain = b.rbuild(["build", "--cache-from", &from, "--no-cache", "-t", "plain", &context]).ok();
-        assert!(plain.stderr.contains("built sub/c"), "{plain}");
-        let b = TestEnv::new();
-        let from = format!("{from},mounts=true");
-        let built =
-            b.rbuild(["build", "--iidfile", "iid", "--cache-from", &from, "--cache-to", &to, &context]).ok();
-        assert!(built.stderr.contains("importing cache mount /out"), "{built}");
-        assert!(built.stderr.contains("built b") && !built.stderr.contains("built sub/c"), "{built}");
-        // In layers files have the times that they have in the context.
-        let _ = b.rbuild(["build", "--output", "out", &context]).ok();
-        let time =
-            |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).expect("it is there");
-        let seconds = |time: std::time::SystemTime| {
-            time.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-        };
-        assert_eq!(seconds(time(&b.work().join("out/src/sub/c"))), seconds(time(&path.join("dir/sub/c"))));
+    // On an empty builder, checked out later, one file is another.
+    let (b, context) = host(base, "mounts", dockerfile);
+    let path = Path::new(&context);
+    for file in ["dir/b", "dir/sub/c"] {
+        let text = std::fs::read_to_string(path.join(file)).expect("a file can be read");
+        std::fs::write(path.join(file), text).expect("a file can be written");
     }
+    std::fs::write(path.join("dir/b"), "other").expect("a file can be written");
+    let plain = b.rbuild(["build", "--cache-from", from, "--no-cache", "-t", "plain", &context]).ok();
+    assert!(plain.stderr.contains("built sub/c"), "{plain}");
+    let b = TestEnv::new();
+    let from = format!("{from},mounts=true");
+    let built =
+        b.rbuild(["build", "--iidfile", "iid", "--cache-from", &from, "--cache-to", &to, &context]).ok();
+    assert!(built.stderr.contains("importing cache mount /out"), "{built}");
+    assert!(built.stderr.contains("built b") && !built.stderr.contains("built sub/c"), "{built}");
+    // In layers files have the times that they have in the context.
+    let _ = b.rbuild(["build", "--output", "out", &context]).ok();
+    let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).expect("it is there");
+    let seconds = |time: std::time::SystemTime| {
+        time.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    };
+    assert_eq!(seconds(time(&b.work().join("out/src/sub/c"))), seconds(time(&path.join("dir/sub/c"))));
+}
+#[test]
+fn what_a_registry_has_costs_one_small_request_a_blob() {
+    let registry = Registry::start();
+    let steps: String = (0..6).map(|n| format!("COPY <<EOF /{n}\n{n}\nEOF\n")).collect();
+    let (env, context) = host("scratch", "asks", &format!("FROM scratch\n{steps}"));
+    let to = format!("type=registry,ref={}/cache,mode=max,ignore-error=false", registry.address());
+    let export = || {
+        registry.clear_requests();
+        let _ = env.rbuild(["build", "--cache-to", &to, &context]).ok();
+        registry.requests()
+    };
+    let first = export();
+    let uploads = first.iter().filter(|request| request.method == "POST").count();
+    assert_eq!(uploads, 7, "six layers and the config: {first:#?}");
+    let again = export();
+    let of_blobs = again.iter().filter(|request| request.target.contains("/blobs/")).collect::<Vec<_>>();
+    assert_eq!(of_blobs.len(), 7, "{of_blobs:#?}");
+    assert!(of_blobs.iter().all(|request| request.method == "HEAD"), "{of_blobs:#?}");
+    let rest: Vec<_> = again.iter().filter(|request| !request.target.contains("/blobs/")).collect();
+    assert!(rest.len() <= 3, "the manifest, and asking for what is there: {rest:#?}");
+    // One more step: its layer goes and no other.
+    let more = format!("FROM scratch\n{steps}COPY a /a\n");
+    std::fs::write(Path::new(&context).join("Dockerfile"), more).expect("the file can be written");
+    let uploads = export().iter().filter(|request| request.method == "POST").count();
+    assert_eq!(uploads, 2, "the layer and the config");
 }
 
-#[cfg(feature = "remote")]
-mod object_stores {
-    use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
-    use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
+#[test]
+fn only_new_chunks_of_a_cache_mount_go_also_to_an_insecure_registry() {
+    let registry = Registry::start();
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1\nARG N\nRUN --mount=type=cache,target=/c \
+        [ -e /c/big ] || head -c 8000000 /dev/urandom > /c/big; echo $N > /c/n\n";
+    let context = env.context("chunks", &[("Dockerfile", dockerfile)]).display().to_string();
+    // For rbuild an address like any other, not loopback: without the option it speaks HTTPS.
+    let port = registry.address().rsplit(':').next().expect("it has a port").to_owned();
+    let to = format!("type=registry,ref=[::ffff:7f00:1]:{port}/cache,mounts=true,ignore-error=false");
+    let arg = |n: u32| format!("N={n}");
+    let _ = env.rbuild(["build", "--build-arg", &arg(0), "--cache-to", &to, &context]).fails_with(6);
+    let to = format!("{to},registry.insecure=true");
+    let sent = |n: u32| {
+        registry.clear_requests();
+        let _ = env.rbuild(["build", "--build-arg", &arg(n), "--cache-to", &to, &context]).ok();
+        registry.requests().iter().map(|request| request.body.len()).sum::<usize>()
+    };
+    let (first, second) = (sent(1), sent(2));
+    assert!(first > 8_000_000, "{first}");
+    assert!(second < 2_000_000, "{second}");
+}
 
-    use super::{CASES, registry, travels};
+#[test]
+fn several_caches_are_written_and_read() {
+    let (one, one_context) = host("scratch", "one", "FROM scratch\nCOPY a /a\n");
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let at = |kind: &str, name: &str| format!("type=local,{kind}={}", dir.path().join(name).display());
+    let (first, second) = (at("dest", "first"), at("dest", "second"));
+    let _ = one.rbuild(["build", "--cache-to", &first, "--cache-to", &second, &one_context]).ok();
+    let (two, two_context) = host("scratch", "two", "FROM scratch\nCOPY dir /dir\n");
+    let _ = two.rbuild(["build", "--cache-to", &at("dest", "third"), &two_context]).ok();
 
-    /// A server on a free port of loopback, gone when dropped.
-    struct Server {
-        process: Child,
-        address: String,
-    }
-
-    impl Server {
-        fn start(program: &str, args: &[&str]) -> Self {
-            let port =
-                TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port is free").port();
-            let mut command = Command::new(program);
-            command.args(args).arg(port.to_string());
-            let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-            let process = process.unwrap_or_else(|error| panic!("{program}: {error}"));
-            let server = Self { process, address: format!("127.0.0.1:{port}") };
-            for _ in 0..600 {
-                if TcpStream::connect(&server.address).is_ok() {
-                    return server;
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            panic!("{program} does not answer");
-        }
-    }
-
-    impl Drop for Server {
-        fn drop(&mut self) {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
-
-    fn all(to: &str) {
-        let (_registry, base) = registry();
-        for (n, (case, dockerfile)) in CASES.iter().enumerate() {
-            let mode = ["min", "max"][n % 2];
-            let place = format!("{to},name={case}");
-            let to = format!("{place},mode={mode},mounts=true,ignore-error=false");
-            travels(case, dockerfile, &base, &to, &format!("{place},mounts=true"), &[]);
-        }
-    }
-
-    #[test]
-    fn through_redis() {
-        let server = Server::start("redis-server", &["--save", "", "--bind", "127.0.0.1", "--port"]);
-        all(&format!("type=redis,url=redis://{}", server.address));
-    }
-
-    #[test]
-    fn through_s3() {
-        let moto = std::env::var("RBUILD_TEST_MOTO").unwrap_or_else(|_| "moto_server".to_owned());
-        let server = Server::start(&moto, &["-H", "127.0.0.1", "-p"]);
-        let mut stream = TcpStream::connect(&server.address).expect("it answers");
-        let request = format!(
-            "PUT /caches HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-            server.address
-        );
-        stream.write_all(request.as_bytes()).expect("it takes a request");
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer).expect("it answers");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        all(&format!(
-            "type=s3,endpoint_url=http://{},use_path_style=true,region=us-east-1,bucket=caches,prefix=ci/,\
-             access_key_id=key,secret_access_key=secret",
-            server.address
-        ));
-    }
-
-    #[test]
-    fn through_a_plain_directory() {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        all(&format!("type=fs,root={}", dir.path().display()));
+    let empty = TestEnv::new();
+    let (second, third, none) = (at("src", "second"), at("src", "third"), at("src", "none"));
+    let from = ["--cache-from", &none, "--cache-from", &second, "--cache-from", &third];
+    for context in [&one_context, &two_context] {
+        let built = empty.rbuild([&["build", "-o", "out"][..], &from[..], &[context.as_str()][..]].concat());
+        let built = built.ok();
+        let line = built.stderr.lines().find(|line| line.starts_with("cache: "));
+        assert!(line.is_some_and(|line| line.starts_with("cache: 1 of 1 steps reused")), "{built}");
     }
 }

@@ -12,6 +12,7 @@ mod interrupted;
 mod language;
 mod login;
 mod multi_platform;
+mod object_stores;
 mod ordinary_user;
 mod projects;
 mod prune;

@@ -36,7 +36,7 @@ const BUFFER: usize = 512 << 10;
 const FETCHES: usize = 2;
 
 /// What stands for the registry in the location of a layer that is in an OCI layout; its repository is the directory.
-pub(crate) const OCI_LAYOUT: &str = "oci-layout";
+pub const OCI_LAYOUT: &str = "oci-layout";
 
 /// A layer that could not be got.
 #[derive(Debug, thiserror::Error)]
@@ -152,13 +152,18 @@ pub async fn pull_layer(
         }
         for (registry, repository) in layers.locations(&blob.digest)? {
             let from = Reference { registry, repository, tag: None, digest: None };
+            let speeds = root.speeds();
+            let transfer = speeds.begin(&from.registry);
             let pulled = if from.registry == OCI_LAYOUT {
                 read_layout(root, diff_id, &blob, &from.repository).await
             } else {
                 pull_blob(root, client, diff_id, &blob, &from, &progress).await
             };
             match pulled {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    transfer.end(layers.size(&diff_id)?.unwrap_or(0));
+                    return Ok(());
+                }
                 Err(error) => {
                     if matches!(&error, PullError::Registry { source, .. } if source.class() == Class::NotFound)
                     {

@@ -1,12 +1,12 @@
 //! Where caches are kept: [`registry`], a [`local`] layout, an [`object`] store, and [`inline`] in the image itself.
 
+pub(crate) mod actions;
+mod bucket;
 pub(crate) mod inline;
 pub(crate) mod local;
+pub(crate) mod object;
 #[cfg(feature = "object")]
-pub(crate) mod object;
-#[cfg(not(feature = "object"))]
-#[path = "no_object.rs"]
-pub(crate) mod object;
+mod opendal;
 pub(crate) mod registry;
 
 use image::Descriptor;

@@ -4,6 +4,7 @@ use bstr::ByteSlice as _;
 use image::tree::Tree;
 use serde_json::{Value, json};
 use store::registry::Client;
+use store::speed::Fetched;
 
 use super::{Build, Made};
 use crate::attest;
@@ -57,6 +58,10 @@ impl Build<'_> {
         );
         if !self.request.cache_from.is_empty() {
             text.push_str(&format!("; read in {:.2}s", imports.seconds()));
+            let Fetched { bytes, seconds } = self.root.speeds().fetched();
+            if bytes > 0 {
+                text.push_str(&format!(", layers of {:.1} MB in {seconds:.2}s", bytes as f64 / 1e6));
+            }
             let (bytes, seconds) = imports.fetched_mounts();
             if bytes > 0 {
                 text.push_str(&format!(", cache mounts of {:.1} MB in {seconds:.2}s", bytes as f64 / 1e6));

@@ -333,6 +333,9 @@ impl Build<'_> {
             exports = self.export_caches(&made, client, &imports, progress) => exports?,
         };
         left.summary = self.cache_summary(&made, &imports, &exports);
+        if let Err(error) = self.root.speeds().keep() {
+            tracing::warn!("could not keep how fast layers came: {error}");
+        }
         left.cache = exports.sent.manifest;
         left.provenance =
             made.into_iter().filter_map(|made| Some((made.image.platform, made.provenance?))).collect();
