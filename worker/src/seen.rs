@@ -115,7 +115,9 @@ pub(crate) fn merged<'a>(
 ) -> HashMap<BString, i64> {
     let mut merged = HashMap::new();
     for (index, own) in layers {
-        for entry in index.entries() {
+        // A directory that is only on the way to something leaves the one below as it is.
+        let shown = |entry: &&Entry| !matches!(entry.kind, Kind::Directory { implied: true, .. });
+        for entry in index.entries().iter().filter(shown) {
             match own.and_then(|own| own.get(&entry.path)) {
                 Some(time) => merged.insert(entry.path.clone(), *time),
                 None => merged.remove(&entry.path),
@@ -168,6 +170,7 @@ mod tests {
                 path: (*path).into(),
                 kind: match *text {
                     "/" => Kind::Directory { opaque: false, implied: false },
+                    "(/)" => Kind::Directory { opaque: false, implied: true },
                     text => Kind::File { size: 1, offset: 512, content: ContentDigest::of(text.as_bytes()) },
                 },
                 mode: 0o644,
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn layers_in_one_show_the_times_of_the_topmost() {
         let below = index(&[("d", "/", 5), ("d/a", "1", 10), ("d/b", "1", 10), ("d/c", "1", 10)]);
-        let above = index(&[("d/b", "2", 20), ("d/c", "2", 20)]);
+        let above = index(&[("d", "(/)", 20), ("d/b", "2", 20), ("d/c", "2", 20)]);
         let times = |times: &[(&str, i64)]| -> HashMap<BString, i64> {
             times.iter().map(|(path, time)| (BString::from(*path), *time)).collect()
         };
