@@ -49,6 +49,16 @@ pub async fn spawn<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) 
     start(job).await.unwrap_or_else(|_| Err(Panicked("it sent no result".to_owned())))
 }
 
+/// Runs `job` on a thread beside the pool: for what is mostly too short to make the pool for it, and asks it for help
+/// when it is long.
+pub async fn beside<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Panicked> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => Panicked(text(&*panic)),
+        Err(error) => Panicked(error.to_string()),
+    })
+}
+
 /// Starts `job` on the pool now; the receiver gives what it returns.
 pub fn start<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,

@@ -338,7 +338,7 @@ impl Worker {
         let (ignore, selector, stats) = (ignore.clone(), selector.clone(), self.root.stats());
         let cancel = cancel.clone();
         let of = Of::Step(input.id.index());
-        let context = pool::spawn(move || -> Result<Context, WorkerError> {
+        let context = pool::beside(move || -> Result<Context, WorkerError> {
             let directory = Arc::new(Directory::open(&path, &ignore)?.timed_as(of));
             let scope = path.as_os_str().as_encoded_bytes();
             let walk = timing::phase("read context", of);

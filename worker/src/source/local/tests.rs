@@ -230,3 +230,31 @@ fn deep_directories_are_walked() {
     fs::write(dir.path().join(&deep).join("f"), "x").unwrap();
     assert_eq!(names(&walk(&dir, &[], &[pick("/")])).len(), 301);
 }
+
+#[test]
+fn many_directories_and_a_big_one_are_seen_whole_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut want: Vec<String> = Vec::new();
+    let mut put = |path: String, file: bool| {
+        match file {
+            true => fs::write(dir.path().join(&path), "").unwrap(),
+            false => fs::create_dir(dir.path().join(&path)).unwrap(),
+        }
+        want.push(path);
+    };
+    for name in ["a", "a-b", "a.c", "b", "big"] {
+        put(name.to_owned(), false);
+    }
+    for number in 0..60 {
+        put(format!("a/{number}"), false);
+        put(format!("a/{number}/x"), false);
+        put(format!("a/{number}.txt"), true);
+        (0..30).for_each(|file| put(format!("a/{number}/x/{file}"), true));
+    }
+    (0..2500).for_each(|file| put(format!("big/{file}"), true));
+    want.sort_by(|a, b| path::compare(a.as_bytes(), b.as_bytes()));
+    assert_eq!(names(&walk(&dir, &[], &[pick("/")])), want);
+    // A part of it, with what leads there.
+    want.retain(|path| path == "a" || path.starts_with("a/7/") || path == "a/7");
+    assert_eq!(names(&walk(&dir, &[], &[pick("/a/7"), pick("/a/7/x/3")])), want);
+}

@@ -31,18 +31,22 @@ pub(super) fn walk(
         stopped: AtomicBool::new(false),
         failed: Mutex::default(),
     };
-    store::pool::pool().scope(|scope| {
-        for root in &roots {
-            let here = Here {
-                root,
-                seen: root.seen.clone(),
-                ignored: root.matched.clone(),
-                included: Matched::default(),
-                excluded: Matched::default(),
-            };
-            scope.spawn(|scope| walk.directory(scope, here));
-        }
-    });
+    let mut waiting: Vec<Here<'_>> = roots.iter().map(Here::of_root).collect();
+    // Small contexts are walked here: it would take longer to make the pool.
+    let mut names = 0;
+    while names < FEW {
+        let Some(here) = waiting.pop() else { break };
+        let (listed, below) = walk.read(here)?;
+        names += listed;
+        waiting.extend(below);
+    }
+    if !waiting.is_empty() {
+        store::pool::pool().scope(|scope| {
+            for here in waiting {
+                scope.spawn(|scope| walk.directory(scope, here));
+            }
+        });
+    }
     if let Some(failed) = walk.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(failed);
     }
@@ -99,6 +103,13 @@ struct Here<'a> {
     excluded: Matched,
 }
 
+impl<'a> Here<'a> {
+    fn of_root(root: &'a Root) -> Self {
+        let (seen, ignored) = (root.seen.clone(), root.matched.clone());
+        Self { root, seen, ignored, included: Matched::default(), excluded: Matched::default() }
+    }
+}
+
 impl<'a> Walk<'a> {
     fn directory<'s>(&'s self, scope: &rayon::Scope<'s>, here: Here<'a>)
     where
@@ -107,9 +118,8 @@ impl<'a> Walk<'a> {
         if self.stopped.load(Ordering::Relaxed) {
             return;
         }
-        let below = if self.cancel.is_cancelled() { Err(LocalError::Cancelled) } else { self.read(here) };
-        match below {
-            Ok(below) => {
+        match self.read(here) {
+            Ok((_, below)) => {
                 for here in below {
                     scope.spawn(|scope| self.directory(scope, here));
                 }
@@ -121,8 +131,11 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Notes what is in a directory; gives the directories to look into.
-    fn read(&self, mut here: Here<'a>) -> Result<Vec<Here<'a>>, LocalError> {
+    /// Notes what is in a directory; gives the number of names in it and the directories to look into.
+    fn read(&self, mut here: Here<'a>) -> Result<(usize, Vec<Here<'a>>), LocalError> {
+        if self.cancel.is_cancelled() {
+            return Err(LocalError::Cancelled);
+        }
         let at = here.seen.as_ref().map_or_else(BString::default, |seen| seen.entry.path.clone());
         if path::components(&at).count() > MAX_DEPTH {
             return Err(LocalError::TooDeep(at));
@@ -147,7 +160,7 @@ impl<'a> Walk<'a> {
         };
         let (seen, next) = if names.len() > AT_ONCE {
             let parts = names.par_chunks(AT_ONCE).map(|names| some(names, None));
-            let parts: Vec<_> = parts.collect::<Result<_, _>>()?;
+            let parts: Vec<_> = store::pool::pool().install(|| parts.collect::<Result<_, _>>())?;
             let (mut seen, mut next) = (Vec::from_iter(own), Vec::new());
             for (part, below) in parts {
                 seen.extend(part);
@@ -158,7 +171,7 @@ impl<'a> Walk<'a> {
             some(&names, own)?
         };
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(Part { path: at, seen });
-        Ok(next)
+        Ok((names.len(), next))
     }
 
     /// What is called `name`, if it or something in it may be wanted, and how to go on below.
@@ -226,6 +239,9 @@ fn matches(patterns: Option<&Patterns>, path: &[u8], above: &Matched) -> (bool, 
         _ => (false, Matched::default()),
     }
 }
+
+/// With so many names the pool helps.
+const FEW: usize = 1024;
 
 /// Names of one directory that one thread looks at.
 const AT_ONCE: usize = 1024;
