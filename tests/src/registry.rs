@@ -11,7 +11,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use image::Digest;
 
@@ -92,6 +92,14 @@ pub enum Fault {
     DoneBut(u16),
     /// Answer the body in chunks, without Content-Length.
     Chunked,
+    /// Serve in HTTP/1.0: no length, the body ends with the connection.
+    Http10,
+    /// Answer 103 first, with headers that do not count.
+    Hints,
+    /// Serve, and close the connection without having said so.
+    HangUp,
+    /// Serve this many requests in a time, answer 429 to the others.
+    Limit(usize, Duration),
 }
 
 impl Fault {
@@ -119,7 +127,18 @@ struct Rule {
     from: usize,
     to: usize,
     seen: usize,
+    // Of those that a limit lets through: when the time began, and how many there were.
+    window: Option<(Instant, usize)>,
     fault: Fault,
+}
+
+impl Rule {
+    fn lets_through(&mut self, most: usize, time: Duration) -> bool {
+        let now = Instant::now();
+        let (start, passed) = self.window.filter(|(start, _)| now - *start < time).unwrap_or((now, 0));
+        self.window = Some((start, passed + 1));
+        passed < most
+    }
 }
 
 /// Who may do what.
@@ -223,7 +242,8 @@ impl Registry {
             Bound::Excluded(n) => n - 1,
             Bound::Unbounded => usize::MAX,
         };
-        let rule = Rule { method: method.to_owned(), part: part.to_owned(), from, to, seen: 0, fault };
+        let rule =
+            Rule { method: method.to_owned(), part: part.to_owned(), from, to, seen: 0, window: None, fault };
         self.state().rules.push(rule);
     }
 
@@ -413,7 +433,10 @@ impl Shared {
         for rule in self.state().rules.iter_mut().filter(|rule| matches(request, &rule.method, &rule.part)) {
             rule.seen += 1;
             if chosen.is_none() && (rule.from..=rule.to).contains(&rule.seen) {
-                chosen = Some(rule.fault.clone());
+                chosen = match rule.fault.clone() {
+                    Fault::Limit(most, time) => (!rule.lets_through(most, time)).then(|| Fault::status(429)),
+                    fault => Some(fault),
+                };
             }
         }
         chosen
@@ -699,13 +722,19 @@ fn write_response(
     fault: Option<&Fault>,
 ) -> io::Result<bool> {
     let chunked = matches!(fault, Some(Fault::Chunked));
-    let mut head = format!("HTTP/1.1 {} Scripted\r\n", response.status);
+    let old = matches!(fault, Some(Fault::Http10));
+    let mut head = String::new();
+    if let Some(Fault::Hints) = fault {
+        head.push_str("HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\nLink: </x>\r\n\r\n");
+    }
+    let version = if old { "1.0" } else { "1.1" };
+    head.push_str(&format!("HTTP/{version} {} Scripted\r\n", response.status));
     for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     if chunked {
         head.push_str("Transfer-Encoding: chunked\r\n");
-    } else if response.status != 204 {
+    } else if response.status != 204 && !old {
         head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
     }
     head.push_str("\r\n");
@@ -718,7 +747,7 @@ fn write_response(
         stream.write_all(head.as_bytes())?;
     }
     if is_head {
-        return Ok(false);
+        return Ok(old);
     }
     match fault {
         Some(Fault::Truncate(after)) => {
@@ -740,7 +769,7 @@ fn write_response(
         }
         _ => {
             stream.write_all(&response.body)?;
-            Ok(false)
+            Ok(matches!(fault, Some(Fault::Http10 | Fault::HangUp)))
         }
     }
 }

@@ -33,6 +33,7 @@ use solver::op::{self, FileAction, Unpack};
 use store::{StoreError, pool};
 
 use crate::source::local::{Directory, Missing};
+use crate::until::Until;
 
 use ahead::{Batch, Contents};
 pub use earlier::Earlier;
@@ -161,7 +162,7 @@ pub fn run<W: Write + Send>(
         }
         apply(action, &mut draft, base, &mut files, options)?;
     }
-    let mut layer = LayerWriter::with(out, pool::hash_and_write);
+    let mut layer = LayerWriter::with(Until::new(out, cancel), pool::hash_and_write);
     let directories: Vec<Arc<Directory>> =
         inputs.iter().filter_map(|input| input.directory.clone()).collect();
     let mut batches = ahead::batches(draft.finish(), options.earlier.as_ref()).into_iter();
@@ -180,7 +181,8 @@ pub fn run<W: Write + Send>(
             None => write()?,
         }
     }
-    Ok(layer.finish()?)
+    let (out, index) = layer.finish()?;
+    Ok((out.into_inner(), index))
 }
 
 fn write_batch<W: Write>(
@@ -195,11 +197,16 @@ fn write_batch<W: Write>(
         if cancel.is_cancelled() {
             return Err(FileError::Cancelled);
         }
-        match read.next().flatten() {
-            Some(Contents { bytes, expected: true }) => layer.append(entry, Data::Known(&mut &bytes[..]))?,
-            Some(Contents { bytes, .. }) => layer.append(entry, Data::Expected(&mut &bytes[..]))?,
-            None => files.write(layer, entry, &location, options.earlier.as_ref())?,
-        }
+        let written = match read.next().flatten() {
+            Some(Contents { bytes, expected: true }) => {
+                layer.append(entry, Data::Known(&mut &bytes[..])).map_err(FileError::from)
+            }
+            Some(Contents { bytes, .. }) => {
+                layer.append(entry, Data::Expected(&mut &bytes[..])).map_err(FileError::from)
+            }
+            None => files.write(layer, entry, &location, options.earlier.as_ref()),
+        };
+        written.map_err(|error| if cancel.is_cancelled() { FileError::Cancelled } else { error })?;
     }
     Ok(())
 }

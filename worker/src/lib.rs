@@ -26,5 +26,6 @@ pub mod sandbox;
 
 mod file_op;
 mod step;
+mod until;
 
 pub use worker::{LayerSource, MountSource, Options, UsedMount, Worker};

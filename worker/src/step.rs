@@ -36,6 +36,7 @@ use crate::kept::{self, MountDirectory};
 use crate::mount::scratch::Scratch;
 use crate::mount::{MountError, Times, dirs};
 use crate::seen;
+use crate::until::Until;
 use crate::worker::{UsedMount, Worker, diff_ids};
 
 /// How often a cache mount that another step has locked is tried again.
@@ -119,7 +120,10 @@ impl Worker {
             return Err(WorkerError::Step { command, exit: Box::new(exit), disk_full });
         }
         self.restore_times(&ready.upper, &ready.layers, &ready.times)?;
-        let stored = self.store_upper(&ready.upper, ready.tree, of).await?;
+        let stored = self
+            .store_upper(&ready.upper, ready.tree, of, &job.cancel)
+            .await
+            .map_err(|error| if job.cancel.is_cancelled() { WorkerError::Cancelled } else { error })?;
         if self.keeps_changes() {
             let _phase = timing::phase("adopt", of);
             self.mounter().adopt(&stored.diff_id, &ready.upper)?;
@@ -506,11 +510,17 @@ impl Worker {
     }
 
     /// Stores what a step wrote as a layer. `lower` is what the step began with.
-    async fn store_upper(&self, upper: &Path, lower: Tree, of: Of) -> Result<Stored, WorkerError> {
+    async fn store_upper(
+        &self,
+        upper: &Path,
+        lower: Tree,
+        of: Of,
+        cancel: &Cancel,
+    ) -> Result<Stored, WorkerError> {
         let open =
             || rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let fd = open().map_err(|errno| WorkerError::Io { path: upper.to_owned(), source: errno.into() })?;
-        let new = self.root().layers().create()?;
+        let new = Until::new(self.root().layers().create()?, cancel);
         let marks = self.marks();
         let small = diff::is_small(fd.as_fd());
         let write = move || -> Result<Stored, WorkerError> {
@@ -523,7 +533,7 @@ impl Worker {
             let (new, index) = diff::write_entries(fd.as_fd(), entries, new)?;
             hash.end();
             let _phase = timing::phase("store", of);
-            Ok(new.commit(index)?)
+            Ok(new.into_inner().commit(index)?)
         };
         if small { write() } else { pool::spawn(write).await? }
     }

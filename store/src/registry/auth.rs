@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Endpoint, Patience, Payload, is_loopback};
 use super::credentials::{Credential, Login};
-use super::error::{Answer, RegistryError, redacted};
+use super::error::{Answer, NetworkCause, RegistryError, redacted};
 
 /// Of a token server's answer and of errors.
 const LONGEST_TOKEN_ANSWER: usize = 64 << 10;
@@ -458,20 +458,27 @@ async fn fetch_token(
                 client.short_pause().await;
                 continue;
             }
-            return Ok((Answer::new(method, &url, status, &body), body));
+            return Ok((attempt, Answer::new(method, &url, status, &body), body));
         }
     };
-    let (answer, body) =
-        tokio::time::timeout(client.config().timing.token, work).await.unwrap_or_else(|_| {
-            Err(RegistryError::Unauthorized {
-                registry: endpoint.name.clone(),
-                reason: format!(
-                    "the token server {} did not answer within {}s",
-                    redacted(realm),
-                    client.config().timing.token.as_secs_f32()
-                ),
-            })
-        })?;
+    let start = Instant::now();
+    let limit = client.config().timing.token;
+    let (attempts, answer, body) = tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(RegistryError::Network {
+            method: Method::GET,
+            url: redacted(realm),
+            attempts: 1,
+            waited: start.elapsed(),
+            cause: NetworkCause::NoToken(limit),
+        })
+    })?;
+    if super::retry::is_transient(answer.status) {
+        return Err(RegistryError::Unavailable {
+            attempts,
+            waited: start.elapsed(),
+            answer: Box::new(answer),
+        });
+    }
     let refused = |reason: String| RegistryError::Unauthorized { registry: endpoint.name.clone(), reason };
     if !answer.status.is_success() {
         let who = login.map_or_else(|| "anonymous access".to_owned(), Login::to_string);

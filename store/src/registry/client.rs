@@ -664,6 +664,8 @@ pub(super) fn is_worth_another_try(error: &RegistryError, connects: &mut u32) ->
 pub(super) fn is_fleeting(cause: &NetworkCause, connects: &mut u32) -> bool {
     match cause {
         NetworkCause::Http(error) if is_certificate_error(error) => false,
+        // Its server was asked more than once in that time.
+        NetworkCause::NoToken(_) => false,
         NetworkCause::Http(error) if error.is_builder() => false,
         NetworkCause::Http(error) if error.is_connect() => {
             *connects += 1;

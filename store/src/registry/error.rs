@@ -184,6 +184,9 @@ pub enum NetworkCause {
     /// No response headers in time.
     #[error("no answer within {}s", .0.as_secs_f32())]
     NoAnswer(Duration),
+    /// No token in time.
+    #[error("no token within {}s", .0.as_secs_f32())]
+    NoToken(Duration),
     /// The transfer crawled.
     #[error("transfer stalled: less than {bytes} bytes in {}s", window.as_secs_f32())]
     Stalled {

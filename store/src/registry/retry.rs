@@ -109,11 +109,13 @@ impl Backoff {
         // A tenth of the ceiling at least: full jitter alone could give several requests at once. On top of what the
         // registry asks for, so that its clients do not all come back at the same moment.
         let own = ceiling.mul_f64(0.1 + 0.9 * jitter.clamp(0.0, 1.0));
-        let wait = match asked {
+        // No time at all is no wish: a date that has passed, or a zero.
+        let wait = match asked.filter(|asked| !asked.is_zero()) {
             Some(asked) => asked + own.min(asked.max(timing.first_wait)),
             None => own,
         };
-        if now + wait > self.deadline { Next::GiveUp } else { Next::Wait(wait) }
+        // One attempt may take longer than all of them should, such as a commit that is never answered: it has a second.
+        if now + wait > self.deadline && self.attempts > 1 { Next::GiveUp } else { Next::Wait(wait) }
     }
 }
 
@@ -161,6 +163,27 @@ mod tests {
         assert_eq!(waits[..7], [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]);
         assert!(now - start <= timing.budget && waits.len() < 20, "{waits:?}");
         assert_eq!(backoff.spent(now).0 as usize, waits.len() + 1);
+    }
+
+    #[test]
+    fn a_wish_for_no_time_does_not_keep_the_waits_short() {
+        let timing = timing();
+        let now = Instant::now();
+        let mut backoff = Backoff::new(&timing, now);
+        let waits: Vec<Next> =
+            (0..4).map(|_| backoff.next(&timing, now, Some(Duration::ZERO), 1.0)).collect();
+        assert_eq!(waits, [1, 2, 4, 8].map(|doubled| Next::Wait(timing.first_wait * doubled)));
+    }
+
+    #[test]
+    fn an_attempt_that_took_all_the_time_has_a_second() {
+        let timing = timing();
+        let start = Instant::now();
+        let late = start + timing.commit;
+        assert!(late > start + timing.budget);
+        let mut backoff = Backoff::new(&timing, start);
+        assert_eq!(backoff.next(&timing, late, None, 1.0), Next::Wait(timing.first_wait));
+        assert_eq!(backoff.next(&timing, late, None, 1.0), Next::GiveUp);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use store::stat::{StatCache, StatRow};
 
 use super::{LocalError, Seen, Stamp, read_error, xattrs};
 use crate::inside;
+use crate::until::Until;
 
 /// What hashing came to.
 pub(super) struct Hashed<'k> {
@@ -73,7 +74,7 @@ pub(super) fn hash<'k>(
         if cancel.is_cancelled() {
             return Err(LocalError::Cancelled);
         }
-        read(root, &seen[*index])
+        read(root, &seen[*index], cancel)
     };
     let read: Vec<(Seen, StatRow)> = match unknown.len() {
         0..=1 => unknown.iter().map(read).collect::<Result<_, _>>()?,
@@ -120,7 +121,7 @@ fn is_clean(row: &StatRow, stamp: &Stamp) -> bool {
 }
 
 /// Reads a file; again if it changed meanwhile, but not for ever.
-fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError> {
+fn read(root: BorrowedFd<'_>, seen: &Seen, cancel: &Cancel) -> Result<(Seen, StatRow), LocalError> {
     let path = &seen.entry.path;
     let mut last = Errno::AGAIN;
     for _ in 0..TRIES {
@@ -142,8 +143,11 @@ fn read(root: BorrowedFd<'_>, seen: &Seen) -> Result<(Seen, StatRow), LocalError
         }
         let xattrs: BTreeMap<BString, BString> = xattrs(fd.as_fd()).map_err(read_error(path))?;
         let mut file = File::from(fd);
-        let (content, size) = content(&mut file, before.st_size as u64)
-            .map_err(|error| read_error(path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let read = content(&mut Until::new(&mut file, cancel), before.st_size as u64);
+        let (content, size) = read.map_err(|error| match cancel.is_cancelled() {
+            true => LocalError::Cancelled,
+            false => read_error(path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+        })?;
         let after = rustix::fs::fstat(&file).map_err(read_error(path))?;
         let (stamp, end) = (Stamp::of(&before), Stamp::of(&after));
         if stamp != end || stamp.size != size {

@@ -1,5 +1,7 @@
 //! The registry client against a registry that misbehaves: what comes out, and with how many requests.
 
+mod faults;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -208,26 +210,6 @@ fn a_blob_is_resumed_where_it_broke_off() {
 }
 
 #[test]
-fn ranges_that_are_not_served_right_start_over() {
-    for fault in [
-        Fault::IgnoreRange,
-        Fault::status(416),
-        Fault::Header("Content-Range".into(), Some("bytes 70000-299999/300000".into())),
-        Fault::Header("Content-Range".into(), None),
-    ] {
-        let registry = Registry::start();
-        let bytes = sample(300_000);
-        let digest = registry.put_blob("a", &bytes);
-        registry.on("GET", "blobs", 1..=1, Fault::Truncate(50_000));
-        registry.on("GET", "blobs", 2..=2, fault.clone());
-        let descriptor = Descriptor::new("", digest, bytes.len() as u64);
-        let got = run(fetch(&Client::new(config()), &reference(&registry, "a"), &descriptor)).unwrap();
-        assert!(got == bytes, "{fault:?}");
-        assert!(registry.requests().len() <= 3, "{fault:?}");
-    }
-}
-
-#[test]
 fn a_blob_of_another_length_is_refused_at_once() {
     let registry = Registry::start();
     let bytes = sample(10_000);
@@ -297,40 +279,6 @@ fn retry_after_is_honoured() {
     .unwrap();
     assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(registry.requests().len(), 3);
-}
-
-#[test]
-fn a_busy_registry_is_asked_until_the_budget_ends_and_no_faster() {
-    for method in ["GET", "POST", "PUT"] {
-        let registry = Registry::start();
-        image(&registry, "a");
-        registry.on(method, "", .., Fault::error(429, "TOOMANYREQUESTS", "slow down"));
-        let client = Client::new(config());
-        let start = Instant::now();
-        let error = run(async {
-            match method {
-                "GET" => client.resolve(&reference(&registry, "a:1")).await.map(drop),
-                _ => push(&client, &reference(&registry, "a"), b"x").await.map(drop),
-            }
-        })
-        .unwrap_err();
-        assert_eq!(error.class(), Class::Network, "{error}");
-        assert!(error.to_string().contains("TOOMANYREQUESTS: slow down"), "{error}");
-        let requests = registry.requests_for(method, "").len();
-        assert!(
-            start.elapsed() <= Duration::from_secs(3) && (4..=80).contains(&requests),
-            "{method}: {requests}"
-        );
-    }
-}
-
-#[test]
-fn a_registry_that_wants_a_day_is_given_up() {
-    let registry = Registry::start();
-    registry.on("", "", .., Fault::with_header(503, "Retry-After", "86400"));
-    let error = run(Client::new(config()).resolve(&reference(&registry, "a:1"))).unwrap_err();
-    assert!(matches!(error, RegistryError::RetryLater { .. }), "{error}");
-    assert_eq!(registry.requests().len(), 1);
 }
 
 #[test]
@@ -472,78 +420,6 @@ fn a_token_that_ends_during_a_push_is_renewed() {
 }
 
 #[test]
-fn logins_that_lead_nowhere_end_after_two_tokens() {
-    let registry = Registry::start();
-    registry.set_login(token_login("secret"));
-    let challenge =
-        |text: &str| Fault::with_header(401, "WWW-Authenticate", &text.replace("HOST", registry.address()));
-    registry.on("GET", "/v2/loop/", .., challenge("Bearer realm=\"http://HOST/token\",service=\"test\""));
-    registry.on(
-        "GET",
-        "/v2/scope/",
-        ..,
-        challenge(
-            "Bearer realm=\"http://HOST/token\",scope=\"repository:scope:pull\",error=\"insufficient_scope\"",
-        ),
-    );
-    registry.on("GET", "/v2/flip/", 1..=1, challenge("Basic realm=\"x\""));
-    registry.on("GET", "/v2/flip/", 2..=2, challenge("Bearer realm=\"http://HOST/token\""));
-    registry.on("GET", "/v2/flip/", 3.., challenge("Basic realm=\"x\""));
-    registry.on("GET", "/v2/none/", .., Fault::status(401));
-    registry.on("GET", "/v2/denied/", .., Fault::error(403, "DENIED", "no"));
-    for name in ["loop", "scope", "flip", "none", "denied"] {
-        registry.clear_requests();
-        let client = with_login(&registry, "me", "secret");
-        let error = run(client.resolve(&reference(&registry, &format!("{name}:1")))).unwrap_err();
-        assert_eq!(error.class(), Class::Auth, "{name}: {error}");
-        assert!(error.to_string().contains(&format!("repository:{name}:pull")), "{name}: {error}");
-        assert!(registry.requests_for("", "/token").len() <= 2, "{name}");
-        assert!(registry.requests().len() <= 5, "{name}");
-    }
-}
-
-#[test]
-fn a_broken_token_server_is_an_error_soon() {
-    for fault in [
-        Fault::status(404),
-        Fault::status(500),
-        Fault::Silence,
-        Fault::Answer { status: 200, headers: vec![], body: "garbage".into() },
-        Fault::Answer { status: 200, headers: vec![], body: "{}".into() },
-        Fault::Answer { status: 200, headers: vec![], body: " ".repeat(100_000) },
-    ] {
-        let registry = Registry::start();
-        registry.set_login(token_login("secret"));
-        registry.on("", "/token", .., fault.clone());
-        let start = Instant::now();
-        let error = run(Client::new(config()).resolve(&reference(&registry, "a:1"))).unwrap_err();
-        assert!(error.to_string().contains("/token"), "{fault:?}: {error}");
-        assert!(start.elapsed() < Duration::from_secs(3), "{fault:?}: {:?}", start.elapsed());
-    }
-}
-
-#[test]
-fn absurd_lives_of_tokens_are_corrected() {
-    for expires_in in [0, -5, 1, i64::MAX] {
-        let registry = Registry::start();
-        image(&registry, "a");
-        registry.set_login(Login::Token {
-            user: "me".into(),
-            password: "secret".into(),
-            realm: String::new(),
-            expires_in,
-        });
-        let client = with_login(&registry, "me", "secret");
-        run(async {
-            for _ in 0..3 {
-                client.resolve(&reference(&registry, "a:1")).await.unwrap();
-            }
-        });
-        assert_eq!(registry.requests_for("", "/token").len(), 1, "{expires_in}");
-    }
-}
-
-#[test]
 fn a_refresh_token_is_posted_and_got_if_that_fails() {
     for (faults, posts, gets) in [(false, 1, 0), (true, 1, 1)] {
         let registry = Registry::start();
@@ -636,18 +512,6 @@ fn a_redirect_to_a_store_elsewhere_carries_no_login() {
     assert_eq!(store.requests()[0].header("authorization"), None);
 }
 
-#[test]
-fn redirects_end() {
-    let registry = Registry::start();
-    registry.on("GET", "", .., Fault::with_header(307, "Location", "/v2/again"));
-    let error = run(Client::new(config()).resolve(&reference(&registry, "a:1"))).unwrap_err();
-    assert!(error.to_string().contains("more than 5 redirects"), "{error}");
-    assert_eq!(registry.requests().len(), 6);
-    let registry = Registry::start();
-    registry.on("GET", "", .., Fault::with_header(307, "Location", "ftp://x/"));
-    assert!(run(Client::new(config()).resolve(&reference(&registry, "a:1"))).is_err());
-}
-
 // Pushing.
 
 #[test]
@@ -697,16 +561,6 @@ fn a_blob_is_mounted_where_the_registry_can() {
         assert_eq!(pushed.unwrap(), expected, "{fault:?}");
         assert_eq!(registry.blob("to", &digest).unwrap(), bytes);
     }
-}
-
-#[test]
-fn a_reset_put_is_sent_again_from_the_start() {
-    let registry = Registry::start();
-    registry.on("PUT", "uploads", 1..=1, Fault::Reset(100_000));
-    let bytes = sample(1_000_000);
-    run(push(&Client::new(config()), &reference(&registry, "a"), &bytes)).unwrap();
-    assert_eq!(registry.blob("a", &Digest::of(&bytes)).unwrap(), bytes);
-    assert_eq!(registry.requests_for("POST", "uploads").len(), 2);
 }
 
 #[test]
@@ -772,16 +626,6 @@ fn a_registry_without_chunks_gets_the_layer_in_one_piece() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_recognised() {
-    let registry = Registry::start();
-    registry.on("PUT", "uploads", 1..=1, Fault::DoneBut(504));
-    let bytes = sample(LONG);
-    let (digest, ..) = run(push_made(&Client::new(config()), &reference(&registry, "a"), &bytes)).unwrap();
-    assert!(registry.blob("a", &digest).unwrap() == bytes);
-    assert_eq!(registry.requests_for("PATCH", "").len(), 3);
-}
-
-#[test]
 fn a_put_that_is_never_answered_is_broken_off() {
     let registry = Registry::start();
     registry.on("PUT", "uploads", 1..=1, Fault::Silence);
@@ -816,21 +660,6 @@ fn a_location_may_be_relative_or_elsewhere_and_must_be_there() {
     });
     let put = other.requests_for("PUT", "sig=1").pop().unwrap();
     assert_eq!((put.header("authorization"), &put.body[..]), (None, &b"x"[..]));
-}
-
-#[test]
-fn a_refused_manifest_is_told_in_the_registrys_words_and_not_tried_again() {
-    for status in [400, 413, 415] {
-        let registry = Registry::start();
-        registry.on("PUT", "manifests", .., Fault::error(status, "MANIFEST_INVALID", "layers too heavy"));
-        let client = Client::new(config());
-        let bytes = Bytes::from_static(b"{}");
-        let target = reference(&registry, "a:1");
-        let error = run(client.put_manifest(&target, media_type::OCI_MANIFEST, bytes)).unwrap_err();
-        assert_eq!(error.class(), Class::Refused);
-        assert!(error.to_string().contains("MANIFEST_INVALID: layers too heavy"), "{error}");
-        assert_eq!(registry.requests().len(), 1);
-    }
 }
 
 #[test]
