@@ -12,6 +12,7 @@ pub(crate) mod index;
 pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod shell;
+mod signals;
 pub(crate) mod transfer;
 pub(crate) mod verify;
 
@@ -20,7 +21,6 @@ use std::io::{self, Write};
 
 use solver::cancel::Cancel;
 use store::root::{Epoch, Root};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ci::Ci;
 use crate::cli::CompletionArgs;
@@ -78,36 +78,15 @@ pub(crate) fn completion(args: &CompletionArgs) -> Result<(), Failure> {
 }
 
 /// Runs `work`, which is to stop soon when its token fires: that is at the first signal that means to stop. The second
-/// one ends the process at once; what that leaves, the next start sweeps.
+/// one ends the process at once, and so does time; what that leaves, the next start sweeps.
 pub(crate) async fn until_interrupted<T, F: Future<Output = Result<T, Failure>>>(
     work: impl FnOnce(Cancel) -> F,
 ) -> Result<T, Failure> {
     let cancel = Cancel::new();
-    let signals = async {
-        let (mut interrupt, mut terminate, mut hangup) = (
-            signal(SignalKind::interrupt()).or_fail(Class::Host)?,
-            signal(SignalKind::terminate()).or_fail(Class::Host)?,
-            signal(SignalKind::hangup()).or_fail(Class::Host)?,
-        );
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
-            }
-            if cancel.is_cancelled() {
-                return Err(Failure::new(Class::Cancelled, "cancelled"));
-            }
-            cancel.cancel();
-        }
-    };
-    tokio::select! {
-        biased;
-        result = work(cancel.clone()) => match result {
-            Err(_) if cancel.is_cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
-            result => result,
-        },
-        stopped = signals => stopped,
+    let _listening = signals::listen(&cancel)?;
+    match work(cancel.clone()).await {
+        Err(_) if cancel.is_cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
+        result => result,
     }
 }
 

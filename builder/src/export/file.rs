@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::failure::{Class, Failure};
 
@@ -21,11 +22,26 @@ pub(crate) struct Target {
     temporary: Option<PathBuf>,
 }
 
+/// The temporary files that there are now: of a process that ends without dropping anything.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what was not finished, just before the process ends.
+pub(crate) fn remove_unfinished() {
+    for temporary in unfinished().drain(..) {
+        let _ = fs::remove_file(temporary);
+    }
+}
+
 impl Drop for Target {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
             // Gone if it was renamed.
             let _ = fs::remove_file(temporary);
+            unfinished().retain(|other| other != temporary);
         }
     }
 }
@@ -64,6 +80,7 @@ impl Sink {
         name.push(format!(".{}.tmp", std::process::id()));
         let temporary = dest.with_file_name(name);
         let file = File::create(&temporary).map_err(failed)?;
+        unfinished().push(temporary.clone());
         Ok(Self::File(buffered(file), Target { dest, temporary: Some(temporary) }))
     }
 
