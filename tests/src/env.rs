@@ -237,15 +237,17 @@ fn place_for_all(profile: &Path) -> PathBuf {
 /// than an hour no test uses any more.
 fn copied(binary: &Path, dir: &Path) -> PathBuf {
     let metadata = binary.metadata().expect("the binary was built");
-    let copy = dir.join(format!("rbuild-{}-{}", metadata.mtime_nsec(), metadata.size()));
+    let build = dir.join(format!("{}-{}", metadata.mtime_nsec(), metadata.size()));
     for entry in std::fs::read_dir(dir).expect("a directory can be listed").flatten() {
         let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
-        if entry.path() != copy && age.is_some_and(|age| age > Duration::from_secs(3600)) {
-            let _gone_already = std::fs::remove_file(entry.path());
+        if entry.path() != build && age.is_some_and(|age| age > Duration::from_secs(3600)) {
+            let _gone_already = std::fs::remove_dir_all(entry.path());
         }
     }
+    let copy = build.join("rbuild");
     if !copy.exists() {
-        let half = dir.join(format!("half-{}", std::process::id()));
+        std::fs::create_dir_all(&build).expect("a directory can be made");
+        let half = build.join(format!("half-{}", std::process::id()));
         std::fs::copy(binary, &half).expect("the binary was built");
         std::fs::rename(&half, &copy).expect("a file can be renamed");
     }

@@ -22,6 +22,29 @@ pub struct Terminal {
     keyboard: File,
     shown: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
+    emulator: Arc<Mutex<Emulator>>,
+}
+
+/// Shows what was written as a terminal does.
+struct Emulator(vt100::Parser);
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Emulator")
+    }
+}
+
+/// What is on a screen.
+#[derive(Debug)]
+pub struct Screen {
+    /// Its lines that are not empty.
+    pub lines: Vec<String>,
+}
+
+impl std::fmt::Display for Screen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
 }
 
 impl Terminal {
@@ -50,23 +73,43 @@ impl Terminal {
         drop(with_session);
         let shown = Arc::new(Mutex::new(Vec::new()));
         let keyboard = File::from(pty);
+        let [tall, wide] = [rows, columns].map(|size| size.try_into().expect("a terminal has a size"));
+        let emulator = Arc::new(Mutex::new(Emulator(vt100::Parser::new(tall, wide, 0))));
         let reader = {
-            let (mut screen, shown) =
-                (keyboard.try_clone().expect("a descriptor can be copied"), shown.clone());
+            let (shown, emulator) = (shown.clone(), emulator.clone());
+            let mut screen = keyboard.try_clone().expect("a descriptor can be copied");
             std::thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 // EIO: nobody has the terminal open any more.
                 while let Ok(length @ 1..) = screen.read(&mut buffer) {
-                    shown.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..length]);
+                    let bytes = &buffer[..length];
+                    shown.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+                    emulator.lock().unwrap_or_else(PoisonError::into_inner).0.process(bytes);
                 }
             })
         };
-        Self { child, keyboard, shown, reader: Some(reader) }
+        Self { child, keyboard, shown, reader: Some(reader), emulator }
     }
 
     /// All that was written to the terminal.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// What is on the screen now.
+    pub fn screen(&self) -> Screen {
+        let emulator = self.emulator.lock().unwrap_or_else(PoisonError::into_inner);
+        let screen = emulator.0.screen();
+        let lines = screen.rows(0, screen.size().1.get()).map(|line| line.trim_end().to_owned());
+        Screen { lines: lines.filter(|line| !line.is_empty()).collect() }
+    }
+
+    /// Gives the terminal another size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        let [tall, wide] = [rows, columns].map(|size| size.try_into().expect("a terminal has a size"));
+        self.emulator.lock().unwrap_or_else(PoisonError::into_inner).0.set_size(tall, wide);
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.keyboard, size).expect("a pty has a size");
     }
 
     /// Waits until `text` has been written to the terminal.
@@ -81,12 +124,23 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).expect("a terminal takes keys");
     }
 
+    /// Waits for the end of the command; all that it wrote, and what is left of it on the screen.
+    pub fn end_with_screen(mut self) -> (ExitStatus, String, Screen) {
+        let status = self.wait();
+        (status, self.shown(), self.screen())
+    }
+
     /// Waits for the end of the command; all that it wrote.
     pub fn end(mut self) -> (ExitStatus, String) {
+        let status = self.wait();
+        (status, self.shown())
+    }
+
+    fn wait(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("a child can be waited for");
         if let Some(reader) = self.reader.take() {
             let _panicked = reader.join();
         }
-        (status, self.shown())
+        status
     }
 }

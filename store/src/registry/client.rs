@@ -309,7 +309,10 @@ impl Client {
                 Err(error) if request.retry && is_worth_another_try(&error, &mut connects) => {
                     Fault::Network(error)
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let (attempts, waited) = backoff.ended(Instant::now());
+                    return Err(after(error, attempts, waited));
+                }
             };
             self.pause(&mut backoff, endpoint, request, fault).await?;
         }

@@ -86,6 +86,11 @@ impl Backoff {
         (self.attempts.max(1), now.saturating_duration_since(self.started))
     }
 
+    /// The same at the end, when the attempt that just failed was not followed by a question about the next one.
+    pub(super) fn ended(&self, now: Instant) -> (u32, Duration) {
+        (self.attempts + 1, now.saturating_duration_since(self.started))
+    }
+
     /// The transfer moved: what comes next is a new fault with a new budget.
     pub(super) fn progressed(&mut self, timing: &Timing, now: Instant) {
         self.step = 0;
