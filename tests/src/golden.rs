@@ -29,7 +29,7 @@ impl Golden {
             (r"(?m)^(#\d+) \d+\.\d+ ".to_owned(), "$1 T "),
             (r"(?m)^\d+\.\d{3} ".to_owned(), "T "),
             (r"\b\d+\.\ds".to_owned(), "Ts"),
-            (r" in \d+s\b".to_owned(), " in Ts"),
+            (r"\d+ attempts in \d+s".to_owned(), "N attempts in Ts"),
         ];
         let masks = masks.map(|(from, to)| {
             (
