@@ -64,6 +64,11 @@ async fn next(signals: &mut [tokio::signal::unix::Signal]) {
 }
 
 /// Ends the process, whatever the others do.
+#[expect(
+    clippy::exit,
+    clippy::disallowed_methods,
+    reason = "the thread that returns to main does not come to it"
+)]
 fn end() -> ! {
     file::remove_unfinished();
     let stderr = rustix::stdio::stderr();

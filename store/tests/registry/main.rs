@@ -308,10 +308,7 @@ fn a_port_where_nobody_listens_is_given_up_soon() {
     let error = run(Client::new(patient).resolve(&format!("{gone}/a:1").parse().unwrap())).unwrap_err();
     assert_eq!(error.class(), Class::Network);
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(
-        error.to_string().contains("refused") && error.to_string().contains(" attempts in "),
-        "{error}"
-    );
+    assert!(error.to_string().contains("refused") && error.to_string().contains(" attempts in "), "{error}");
 }
 
 #[test]
