@@ -470,8 +470,16 @@ impl<'a, R: Runner, C: Cache> Driver<'a, R, C> {
         match notice {
             Notice::Hit(id) => (self.events)(Event::Cached(id)),
             Notice::Missed(id, why) => {
-                let reason = self.reason(id, why).to_string();
-                (self.events)(Event::Missed(id, reason));
+                let reason = self.reason(id, why);
+                let metadata = &self.definition.vertex(id).metadata;
+                let inputs = &self.definition.vertex(id).inputs;
+                // What a context is goes without saying.
+                let name_of = |name: &str| {
+                    let at = metadata.input_names.iter().position(|known| known == name)?;
+                    let input = self.definition.vertex(inputs.get(at)?.vertex);
+                    (input.shape() != Shape::Local).then_some(&*input.metadata.name)
+                };
+                (self.events)(Event::Missed(id, reason.with_names(name_of)));
             }
             Notice::Composed(id) => {
                 let mut inputs = self.definition.vertex(id).inputs.iter();

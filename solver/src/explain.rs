@@ -75,15 +75,20 @@ pub fn recorded_inputs(
     parts.0
 }
 
-/// Of `records`, newest first, the one that read most of what `reads` says: the fewest changes explain it. Of equals the
-/// newest.
+/// Of `records`, newest first, the one that differs least from what `reads` says: the fewest changes explain it. Of equals
+/// the newest.
 pub fn nearest(records: impl IntoIterator<Item = Record>, reads: &[RecordedInput]) -> Option<Record> {
     let now: HashSet<(&str, ContentDigest)> = reads.iter().map(|read| (&*read.name, read.digest)).collect();
+    let names: HashSet<&str> = reads.iter().map(|read| &*read.name).collect();
     let mut best: Option<(usize, Record)> = None;
     for record in records {
-        let equal = record.inputs.iter().filter(|input| now.contains(&(&*input.name, input.digest))).count();
-        if best.as_ref().is_none_or(|(most, _)| equal > *most) {
-            best = Some((equal, record));
+        let inputs = || record.inputs.iter();
+        let equal = inputs().filter(|input| now.contains(&(&*input.name, input.digest))).count();
+        let named = inputs().filter(|input| names.contains(&*input.name)).count();
+        // What is new, what is gone, and what is another: once.
+        let changes = (reads.len() + record.inputs.len()).saturating_sub(named + equal);
+        if best.as_ref().is_none_or(|(fewest, _)| changes < *fewest) {
+            best = Some((changes, record));
         }
     }
     best.map(|(_, record)| record)
@@ -123,7 +128,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NeverBuilt => f.write_str("never built here"),
-            Self::NoCache => f.write_str("the cache is not to be used"),
+            Self::NoCache => f.write_str("the cache is not to be used (--no-cache or --no-cache-filter)"),
             Self::Evicted => f.write_str("evicted: its result is no longer stored"),
             Self::Changed(changes) => {
                 let Some(first) = changes.first() else { return f.write_str("changed") };
@@ -133,6 +138,20 @@ impl fmt::Display for Reason {
                     more => write!(f, " (and {more} more)"),
                 }
             }
+        }
+    }
+}
+
+impl Reason {
+    /// The line that `Display` gives, and what the first input is that changed: `name_of` knows it by the input's name.
+    pub fn with_names<'a>(&self, name_of: impl Fn(&str) -> Option<&'a str>) -> String {
+        let first = match self {
+            Self::Changed(changes) => changes.first(),
+            _ => None,
+        };
+        match first.and_then(|change| name_of(&change.name)).filter(|name| !name.is_empty()) {
+            Some(name) => format!("{self}: {name}"),
+            None => self.to_string(),
         }
     }
 }
@@ -362,6 +381,26 @@ mod tests {
             assert_eq!(explain(Some(&found), &now).to_string(), "file a.c changed");
         }
         assert_eq!(nearest([], &now), None);
+    }
+
+    #[test]
+    fn of_records_that_have_the_same_in_common_the_one_with_less_else_is_nearest() {
+        let before = record(inputs(exec(), "debian", &[("a.c", "1"), ("b.c", "2")]));
+        let with_more = record(inputs(exec(), "debian", &[("a.c", "1"), ("b.c", "2"), ("c.c", "3")]));
+        let now = inputs(exec(), "debian", &[("a.c", "1")]);
+        let found = nearest([with_more, before.clone()], &now).unwrap();
+        assert_eq!(explain(Some(&found), &now).to_string(), "file b.c removed");
+    }
+
+    #[test]
+    fn an_input_that_changed_is_called_by_what_it_is() {
+        let old = record(inputs(exec(), "debian", &[]));
+        let now = inputs(Exec { user: "x".to_owned(), ..exec() }, "alpine", &[]);
+        let name_of = |name: &str| (name == "base").then_some("[2/3] RUN make");
+        let reason = explain(Some(&old), &now);
+        assert_eq!(reason.with_names(name_of), "base changed (and 1 more): [2/3] RUN make");
+        assert_eq!(reason.with_names(|_| None), reason.to_string());
+        assert_eq!(Reason::NeverBuilt.with_names(name_of), "never built here");
     }
 
     #[test]

@@ -93,6 +93,16 @@ impl Root {
         self.take(&items, None)
     }
 
+    /// Holds nothing any more: what this process did is done, and a prune may take what it used.
+    pub fn let_go(&self) {
+        let mut holds = self.inner.holds.lock();
+        let lines: String = holds.drain().map(|(item, _)| item.line('-')).collect();
+        if let (false, Ok(process)) = (lines.is_empty(), self.process()) {
+            // Held too long is harmless.
+            let _ = (&process.file).write_all(format!("\n{lines}").as_bytes());
+        }
+    }
+
     /// Holds `items` until the root is closed and runs `publish`, which moves them to their places and writes their
     /// rows, while no prune is deciding.
     pub(crate) fn publish<T>(

@@ -144,12 +144,22 @@ impl Records {
         })?)
     }
 
-    /// The last records of a step under whatever keys, newest first, `most` of them: with them a miss is explained.
-    pub fn previous(&self, step: &[u8; 32], most: u32) -> Result<Vec<Vec<u8>>, StoreError> {
+    /// The last records of a step under whatever keys, newest first: with them a miss is explained. No more than `most`, and
+    /// none after `bytes` bytes of them.
+    pub fn previous(&self, step: &[u8; 32], most: u32, bytes: usize) -> Result<Vec<Vec<u8>>, StoreError> {
         Ok(self.root.inner.db.read(|db| {
-            db.prepare_cached("SELECT bytes FROM records WHERE step = ?1 ORDER BY created DESC LIMIT ?2")?
-                .query_map((&step[..], most), |row| row.get(0))?
-                .collect()
+            let sql = "SELECT bytes FROM records WHERE step = ?1 ORDER BY created DESC LIMIT ?2";
+            let mut query = db.prepare_cached(sql)?;
+            let mut rows = query.query((&step[..], most))?;
+            let (mut found, mut length) = (Vec::new(), 0);
+            while length < bytes
+                && let Some(row) = rows.next()?
+            {
+                let record: Vec<u8> = row.get(0)?;
+                length += record.len();
+                found.push(record);
+            }
+            Ok(found)
         })?)
     }
 
@@ -306,9 +316,10 @@ mod tests {
             records.get_many([&[2; 32], &[3; 32], &[1; 32]]).unwrap(),
             [Some(b"two".to_vec()), None, Some(b"one".to_vec())]
         );
-        assert_eq!(records.previous(&[9; 32], 8).unwrap().len(), 2);
-        assert_eq!(records.previous(&[9; 32], 1).unwrap().len(), 1);
-        assert!(records.previous(&[8; 32], 8).unwrap().is_empty());
+        assert_eq!(records.previous(&[9; 32], 8, 1 << 20).unwrap().len(), 2);
+        assert_eq!(records.previous(&[9; 32], 1, 1 << 20).unwrap().len(), 1);
+        assert_eq!(records.previous(&[9; 32], 8, 1).unwrap().len(), 1, "one in any case");
+        assert!(records.previous(&[8; 32], 8, 1 << 20).unwrap().is_empty());
         assert_eq!(records.list().unwrap().len(), 2);
         assert!(records.forget(&[1; 32]).unwrap() && !records.forget(&[1; 32]).unwrap());
         assert_eq!(records.get(&[1; 32]).unwrap(), None);

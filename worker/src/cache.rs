@@ -23,8 +23,9 @@ use store::timing::{self, Of};
 /// How often a lock that another process holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Of so many records of a step, the newest, one explains why it missed.
-const COMPARED: u32 = 8;
+/// Of so many records of a step, the newest, one explains why it missed; fewer if they name very many files.
+const COMPARED: u32 = 64;
+const COMPARED_BYTES: usize = 4 << 20;
 
 /// Records of this root.
 #[derive(Debug)]
@@ -93,7 +94,8 @@ impl Cache for StoreCache<'_> {
     }
 
     fn previous(&self, step: StepId, reads: &[RecordedInput]) -> Option<Record> {
-        let found = logged("look up a step", self.root.records().previous(&step.0.0, COMPARED))?;
+        let found =
+            logged("look up a step", self.root.records().previous(&step.0.0, COMPARED, COMPARED_BYTES))?;
         nearest(found.iter().filter_map(|bytes| decode(bytes)), reads)
     }
 

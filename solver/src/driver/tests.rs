@@ -792,7 +792,7 @@ fn a_miss_says_what_changed_since_the_last_build() {
     world.sources.borrow_mut().insert("context".to_owned(), [7, 9, 7, 7]);
     assert_eq!(build(1, false), "cached");
     assert_eq!(build(2, false), "command changed");
-    assert_eq!(build(2, true), "the cache is not to be used");
+    assert_eq!(build(2, true), "the cache is not to be used (--no-cache or --no-cache-filter)");
     world.records.borrow_mut().clear();
     assert_eq!(build(2, false), "evicted: its result is no longer stored");
 }

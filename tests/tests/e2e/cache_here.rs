@@ -69,6 +69,79 @@ fn a_miss_is_explained_by_what_changed() {
     assert!(said.contains("no longer stored") || said.contains("never built here"), "{said}");
 }
 
+/// One change of a small build after the other, each undone before the next: what is said of the step that it is about.
+#[test]
+fn each_kind_of_change_is_named() {
+    let mut env = TestEnv::new();
+    env.set("TOKEN", "one");
+    Base::Busybox.build_in(&env);
+    let other = env.context("other", &[("Dockerfile", "FROM busybox:1\nRUN echo > /new\n")]);
+    let _ = env.rbuild(["build", "-t", "other:1", &other.display().to_string()]).ok();
+    let plain = "FROM busybox:1 AS tool\nRUN echo tool > /tool\nFROM busybox:1\nARG VERSION=1\nENV MODE=a\nWORKDIR /w\n\
+        COPY dir /dir\nCOPY --from=tool /tool /tool\nUSER root\n\
+        RUN --mount=type=secret,id=s,env=TOKEN --mount=type=bind,source=dir,target=/b echo $VERSION\n";
+    let context = env.context("kinds", &[("Dockerfile", plain), ("dir/a", "1"), ("dir/b", "1")]);
+    let context = &context.display().to_string();
+    let secret = ["--secret", "id=s,env=TOKEN"];
+    let _ = env.rbuild([&["build"][..], &secret, &[context.as_str()]].concat()).ok();
+    let shell = |command: &str| {
+        let done = std::process::Command::new("sh").args(["-ec", command]).current_dir(context).status();
+        assert!(done.is_ok_and(|status| status.success()), "{command}");
+    };
+    // What is done to the context, the flags, the step, and what is said of it.
+    let cases: &[(&str, &[&str], &str, &str)] = &[
+        ("echo 2 > dir/a", &[], "COPY dir", "RAN file dir/a changed"),
+        ("echo 1 > dir/new", &[], "COPY dir", "RAN file dir/new added"),
+        ("rm dir/b", &[], "COPY dir", "RAN file dir/b removed"),
+        ("chmod 700 dir/a", &[], "COPY dir", "RAN file dir/a changed"),
+        ("touch -d @1 dir/a", &[], "COPY dir", "CACHED"),
+        ("mv dir/a x; rm dir/b; mv x dir/b", &[], "COPY dir", "RAN file dir/a removed"),
+        ("echo 3 > dir/a", &[], "COPY --from", "RAN base changed: [stage-1 3/5] COPY dir /dir"),
+        ("sed -i s/VERSION=1/VERSION=2/ Dockerfile", &[], "RUN --mount", "RAN ARG VERSION changed"),
+        (":", &["--build-arg", "VERSION=3"], "RUN --mount", "RAN ARG VERSION changed"),
+        ("sed -i s/MODE=a/MODE=b/ Dockerfile", &[], "RUN --mount", "RAN ENV MODE changed"),
+        ("sed -i 's/ENV MODE=a/&\\nENV MORE=1/' Dockerfile", &[], "RUN --mount", "RAN ENV MORE added"),
+        ("sed -i 's/echo tool/echo other/' Dockerfile", &[], "RUN echo", "RAN command changed"),
+        (
+            "sed -i 's/echo tool/echo another/' Dockerfile",
+            &[],
+            "COPY --from",
+            "RAN stage tool changed: [tool 2/2] RUN",
+        ),
+        ("sed -i 's/WORKDIR .w/&2/' Dockerfile", &[], "WORKDIR", "RAN command changed"),
+        ("sed -i 's/USER root/USER nobody/' Dockerfile", &[], "RUN --mount", "RAN user changed"),
+        ("sed -i 's/=type=bind,/&ro=false,/' Dockerfile", &[], "RUN --mount", "RAN mount /b changed"),
+        (
+            "sed -i '3s/busybox:1/other:1/' Dockerfile",
+            &[],
+            "WORKDIR",
+            "RAN base changed: [stage-1 1/5] FROM docker.io/library/other:1",
+        ),
+        (":", &["--no-cache-filter", "tool"], "RUN echo", "RAN the cache is not to be used (--no-cache"),
+        (":", &["--no-cache-filter", "tool"], "WORKDIR", "CACHED"),
+        (":", &["--network", "none"], "RUN echo", "RAN network changed"),
+        (":", &["--add-host", "h:10.0.0.1"], "RUN echo", "RAN extra hosts added"),
+    ];
+    for (change, flags, step, expected) in cases {
+        shell(change);
+        let said = why(&env, context, step, &[&secret[..], flags].concat());
+        let (how, what) = expected.split_once(' ').unwrap_or((expected, ""));
+        assert!(
+            said.starts_with(how) && said.contains(what),
+            "{change} {flags:?}: {said:?} lacks {expected:?}"
+        );
+        // As it was.
+        shell("rm -rf dir && mkdir dir && printf 1 > dir/a && printf 1 > dir/b");
+        write(context, "Dockerfile", plain);
+        let again = why(&env, context, step, &secret);
+        assert!(again.starts_with("CACHED"), "{change} undone: {again}");
+    }
+    // A secret is in no key.
+    env.set("TOKEN", "two");
+    let said = why(&env, context, "RUN --mount", &secret);
+    assert!(said.starts_with("CACHED"), "{said}");
+}
+
 #[test]
 fn steps_expire() {
     let env = TestEnv::new();

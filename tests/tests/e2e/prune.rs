@@ -50,3 +50,30 @@ fn nothing_is_removed_unasked() {
     assert_eq!(things(&env).len(), before);
     let _ = env.rbuild(["prune", "-f", "--filter", "until=yesterday"]).fails_with(2).says("24h");
 }
+
+#[test]
+fn after_a_build_no_more_is_kept_than_was_asked_for() {
+    let env = TestEnv::new();
+    let build = |name: &str, limit: &str| {
+        let text: String = (0..200_000).map(|n| format!("{name} {n}\n")).collect();
+        let context = env.context(name, &[("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", &text)]);
+        let _ = env
+            .rbuild(["build", "-o", "type=cacheonly", "--store-max", limit, &context.display().to_string()])
+            .ok();
+    };
+    let steps = |name: &str| {
+        let context = env.work().join(name).display().to_string();
+        let _ = env.rbuild(["build", "-o", "type=cacheonly", &context]).ok();
+        env.rbuild(["explain"]).ok().stdout
+    };
+    build("one", "100m");
+    build("two", "100m");
+    assert_eq!(layers(&env), 2);
+    // One fits: that of this build, not that of the one before.
+    build("three", "4m");
+    assert_eq!(layers(&env), 1);
+    assert!(steps("three").starts_with("CACHED"));
+    assert!(steps("one").contains("evicted"));
+    build("four", "1k");
+    assert_eq!(layers(&env), 0, "not even what it used itself");
+}

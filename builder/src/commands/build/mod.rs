@@ -56,7 +56,11 @@ pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     perform(session, &request)?;
     if let Some(limit) = request.store_max.or(session.config.limit) {
         let policy = store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() };
-        session.open()?.prune(&policy)?;
+        let root = session.open()?;
+        // The build is done: what only it needed is as old as it was, or as new as it is now.
+        root.flush()?;
+        root.let_go();
+        root.prune(&policy)?;
     }
     Ok(())
 }
