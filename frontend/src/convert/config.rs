@@ -50,12 +50,18 @@ impl StageBuilder<'_, '_> {
         span: Span,
     ) -> Result<(), Diagnostic> {
         let written = self.expand(&word.value, span)?;
-        // Nothing means where we are; an image without a working directory is at its root.
         let workdir = path::absolute(&self.state.workdir, &written);
-        self.state.config.config.working_dir.clone_from(&workdir);
         self.state.workdir.clone_from(&workdir);
-        let text = format!("WORKDIR {workdir}");
-        if workdir == "/" {
+        // As in BuildKit, the config has an absolute path as it is written. Nothing means where we are; an image without
+        // a working directory is at its root.
+        let config = &mut self.state.config.config.working_dir;
+        match written.as_str() {
+            "" if config.starts_with('/') => {}
+            absolute if absolute.starts_with('/') => written.clone_into(config),
+            _ => workdir.clone_into(config),
+        }
+        let text = format!("WORKDIR {config}");
+        if config == "/" {
             return self.note(text);
         }
         let user = &self.state.config.config.user;
@@ -202,7 +208,7 @@ impl StageBuilder<'_, '_> {
 }
 
 fn is_signal(text: &str) -> bool {
-    if let Ok(number) = text.parse::<u32>() {
+    if let Ok(number) = text.parse::<i64>() {
         return number != 0;
     }
     let name = text.to_uppercase();
@@ -227,10 +233,10 @@ mod tests {
 
     #[test]
     fn signals_are_names_or_numbers() {
-        for good in ["SIGTERM", "term", "9", "RTMIN", "SIGRTMIN+3", "RTMAX-14", "SIGUSR1"] {
+        for good in ["SIGTERM", "term", "9", "-1", "RTMIN", "SIGRTMIN+3", "RTMAX-14", "SIGUSR1"] {
             assert!(is_signal(good), "{good}");
         }
-        for bad in ["", "0", "SIGNOPE", "-1", "RTMIN+16", "RTMIN3", "SIG"] {
+        for bad in ["", "0", "SIGNOPE", "RTMIN+16", "RTMIN3", "SIG"] {
             assert!(!is_signal(bad), "{bad}");
         }
     }

@@ -98,14 +98,6 @@ impl StageBuilder<'_, '_> {
         }
 
         let destination = path::destination(&self.state.workdir, &destination_text);
-        if sources.len() + heredocs.len() > 1 && !destination.ends_with('/') {
-            let message = format!(
-                "when using {} with more than one source file, the destination must be a directory and end with a /",
-                kind.keyword()
-            );
-            return Err(Diagnostic::error("copy-destination", copy.destination.span, message)
-                .with_help(format!("write {destination_text}/")));
-        }
         let changed_mode = match (&chmod, &copy.chmod) {
             (Some(chmod), Some(word)) => Some(
                 chmod

@@ -86,7 +86,7 @@ impl StageBuilder<'_, '_> {
         }
         let workdir = &mut config.config.working_dir;
         self.state.workdir = path::rooted(workdir);
-        if !workdir.is_empty() {
+        if !workdir.is_empty() && !workdir.starts_with('/') {
             self.state.workdir.clone_into(workdir);
         }
         self.state.base_history = config.history.len();

@@ -178,7 +178,8 @@ impl<'a, 'r> Planner<'a, 'r> {
         let (base, replaced) = match stand_in {
             Some((name, context)) => (self.context_origin(name, context, wanted, span)?, true),
             None => {
-                let base = match earlier.get(base_name.to_lowercase().as_str()) {
+                // Unlike in `--from`, case counts: BuildKit takes `FROM Build` for an image, whose name it cannot be.
+                let base = match earlier.get(base_name.as_str()) {
                     Some(&index) => Origin::Stage(index),
                     None => self.outside(&base_name, wanted, span)?,
                 };

@@ -126,11 +126,10 @@ pub fn matches(tree: &Tree, source: &str, wildcard: bool, follow: bool) -> Resul
     {
         search(&dir, wild, &mut found);
     }
-    found
-        .into_iter()
-        .filter_map(|path| named(tree, &path, follow).transpose())
-        .collect::<Result<_, _>>()
-        .map_err(CopyError::from)
+    // A link that leads nowhere matches, too, and then there is nothing to copy.
+    let there =
+        |path: BString| named(tree, &path, follow)?.ok_or_else(|| CopyError::NotFound(path::show(&path)));
+    found.into_iter().map(there).collect()
 }
 
 /// The path in front of a pattern's first wildcard, and the components from there on.
@@ -457,6 +456,7 @@ mod tests {
             link("d/sub/up", "../one"),
             link("ld", "d"),
             link("lf", "d/one"),
+            link("nowhere", "not/there"),
             file("w[1]", "w"),
             dir("full"),
             with(file("full/x", "x"), |e| e.mtime = 1000),
@@ -489,6 +489,7 @@ mod tests {
             ("/d/*.none", "/x", &[]),
             ("/nope/*", "/x", &["could not copy /nope: not found"]),
             ("/a.txt/*", "/x", &[]),
+            ("/now*", "/x/", &["could not copy /nowhere: not found"]),
             ("/*.txt", "/both/", &["both/", "both/a.txt", "both/b.txt"]),
             ("/*.txt", "/both", &["both"]),
             ("/w\\[1]", "/w", &["w"]),
