@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::stream::{self, StreamExt as _};
 use image::{ContentDigest, Descriptor, DiffId};
 use solver::record::{Record, SnapshotLayer};
 use store::pool;
@@ -24,6 +25,8 @@ use super::session::Used;
 use crate::failure::{Class, Failure};
 use crate::progress::Handle;
 
+/// Packs that are asked for at the same time.
+const AT_ONCE: usize = 6;
 /// Layers shorter than this go whatever running their step again would cost, bytes of tar: what a step that runs again
 /// reads has to be fetched as well.
 const ALWAYS: u64 = 4 << 20;
@@ -189,12 +192,19 @@ async fn add_mounts(
     let lacks = |mount: &&UsedMount| !known.iter().any(|other| other.name == name_of(&mount.name));
     let missing: Vec<UsedMount> = named.iter().filter(lacks).cloned().collect();
     changed.extend(missing);
+    // Where this cache is new, what others in the same place have is there as well.
+    let beside = if changed.is_empty() { Vec::new() } else { imports.beside(&to.target).await };
+    let own = there.iter().map(|there| (&there.index, &there.place));
+    let sources: Vec<(&CacheIndex, &Place)> = own.chain(beside).collect();
     let mut with_index = Vec::new();
     for mount in changed {
-        let before = known.iter().find(|other| other.name == name_of(&mount.name));
-        let index = match (&there, before) {
-            (Some(there), Some(before)) => there.mount_index(client, before).await,
-            _ => None,
+        let name = name_of(&mount.name);
+        let before = sources
+            .iter()
+            .find_map(|(index, place)| Some((index.mounts.iter().find(|other| other.name == name)?, *place)));
+        let index = match before {
+            Some((before, place)) => mount_index(client, place, before).await,
+            None => None,
         };
         with_index.push((mount, index));
     }
@@ -230,10 +240,17 @@ impl Existing {
         };
         Some(Self { index, place })
     }
+}
 
-    async fn mount_index(&self, client: &Client, mount: &CachedMount) -> Option<MountIndex> {
-        MountIndex::from_bytes(&self.place.blob(client, mount.index.clone()).await.ok()?).ok()
-    }
+/// What a place has of a mount. Packs that were removed there are not in it: they have to go again.
+async fn mount_index(client: &Client, place: &Place, mount: &CachedMount) -> Option<MountIndex> {
+    let bytes = place.blob(client, mount.index.clone()).await.ok()?;
+    let mut index = MountIndex::from_bytes(&bytes).ok()?;
+    let asked = index.packs.iter().map(|pack| place.has(client, pack.descriptor()));
+    let there: Vec<bool> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+    let mut there = there.into_iter();
+    index.packs.retain(|_| there.next().is_some_and(|there| there));
+    Some(index)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ use super::format::{CacheIndex, CachedStep};
 use super::mounts::index::MAX_BLOB;
 use super::mounts::load;
 use super::mounts::save::name_of;
-use super::options::{CacheFrom, Origin};
+use super::options::{CacheFrom, Origin, Target};
 use crate::progress::Handle;
 
 /// The caches that a build may take from.
@@ -57,6 +57,7 @@ pub(crate) struct Imports {
 /// A cache whose index was read.
 struct Import {
     name: String,
+    origin: Origin,
     index: CacheIndex,
     blobs: HashMap<DiffId, Descriptor>,
     place: Place,
@@ -72,6 +73,15 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Whether a blob of a cache mount is there.
+    pub(super) async fn has(&self, client: &Client, blob: Descriptor) -> bool {
+        match self {
+            Self::Registry(reference) => client.has_blob(reference, &blob.digest).await.unwrap_or(false),
+            Self::Layout(layout) => layout.has_blob(&blob).unwrap_or(false),
+            Self::Objects(store) => store.has(&blob).await.unwrap_or(false),
+        }
+    }
+
     /// Its name for [`store::speed::Speeds`].
     fn name(&self) -> String {
         match self {
@@ -175,7 +185,8 @@ impl Imports {
         match self.read(from).await {
             Ok((index, place)) => {
                 task.done();
-                Some(Import { name, blobs: index.blobs(), index, place, mounts: from.mounts })
+                let (origin, blobs, mounts) = (from.origin.clone(), index.blobs(), from.mounts);
+                Some(Import { name, origin, index, blobs, place, mounts })
             }
             Err(error) => {
                 // The first build of all finds no cache.
@@ -250,6 +261,12 @@ impl Imports {
         layers.remember_location(&blob.digest, &at.registry, &at.repository)
     }
 
+    /// The caches whose blobs are where those of a cache at `target` are.
+    pub(super) async fn beside(&self, target: &Target) -> Vec<(&CacheIndex, &Place)> {
+        let imports = self.loaded().await.iter().filter(|import| is_beside(&import.origin, target));
+        imports.map(|import| (&import.index, &import.place)).collect()
+    }
+
     /// Brings a layer that no registry gave. Caches at registries are none the wiser.
     pub(crate) async fn bring_layer(&self, diff_id: DiffId) -> bool {
         for import in self.loaded().await {
@@ -277,6 +294,22 @@ impl Imports {
             }
         }
         false
+    }
+}
+
+fn is_beside(origin: &Origin, target: &Target) -> bool {
+    match (origin, target) {
+        (Origin::Registry { reference: from, .. }, Target::Registry { reference: to, .. }) => {
+            (&from.registry, &from.repository) == (&to.registry, &to.repository)
+        }
+        (Origin::Local { src, .. }, Target::Local { dest, reset, .. }) => {
+            // What is beside it goes with a reset.
+            !reset
+                && std::fs::canonicalize(src)
+                    .is_ok_and(|src| std::fs::canonicalize(dest).is_ok_and(|dest| src == dest))
+        }
+        (Origin::Objects(from), Target::Objects(to)) => from.has_same_blobs(to),
+        _ => false,
     }
 }
 
@@ -327,5 +360,31 @@ impl MountSource for Imports {
 impl LayerSource for Imports {
     fn bring(&self, diff_id: DiffId) -> LocalBoxFuture<'_, bool> {
         self.bring_layer(diff_id).boxed_local()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::CacheTo;
+    use super::*;
+
+    #[test]
+    fn caches_of_one_place_share_their_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = dir.path().display();
+        for (from, to, expected) in [
+            ("example.com/a:main".to_owned(), "type=registry,ref=example.com/a:branch".to_owned(), true),
+            ("example.com/a:main".to_owned(), "type=registry,ref=example.com/b:main".to_owned(), false),
+            ("example.com/a".to_owned(), format!("type=local,dest={local}"), false),
+            (format!("type=local,src={local}"), format!("type=local,dest={local}/.,tag=x"), true),
+            (format!("type=local,src={local}"), format!("type=local,dest={local},tag=x,reset=true"), false),
+            ("type=fs,root=/c,name=a".to_owned(), "type=fs,root=/c,name=b".to_owned(), true),
+            ("type=fs,root=/c,name=a".to_owned(), "type=fs,root=/c,prefix=p,name=a".to_owned(), false),
+            ("type=fs,root=/c".to_owned(), "type=fs,root=/d".to_owned(), false),
+        ] {
+            let (origin, target) =
+                (CacheFrom::parse(&from).unwrap().origin, CacheTo::parse(&to).unwrap().target);
+            assert_eq!(is_beside(&origin, &target), expected, "{from} {to}");
+        }
     }
 }

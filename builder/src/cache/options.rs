@@ -199,6 +199,12 @@ impl Objects {
         })
     }
 
+    /// Whether blobs of caches there and here are the same objects.
+    pub(crate) fn has_same_blobs(&self, other: &Self) -> bool {
+        let blobs = |objects: &Self| format!("{}{}", objects.prefix, objects.blobs_prefix);
+        self.service == other.service && self.settings == other.settings && blobs(self) == blobs(other)
+    }
+
     /// Its name in messages: no keys.
     pub(crate) fn name(&self) -> String {
         let place = ["bucket", "container", "root"].iter().find_map(|name| self.settings.get(name));

@@ -276,6 +276,11 @@ impl OciLayout {
         self.files.blob_bytes(descriptor, limit)?.ok_or_else(|| ArchiveError::Missing(blob_path(descriptor)))
     }
 
+    /// Whether a blob is there.
+    pub fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, ArchiveError> {
+        Ok(self.files.file(&blob_path(descriptor))?.is_some())
+    }
+
     /// Brings a layer into the root, verified, from the blob that is said to be it. `false`: the blob is not there.
     pub fn bring_layer(
         &self,
@@ -283,7 +288,7 @@ impl OciLayout {
         diff_id: image::DiffId,
         blob: &Descriptor,
     ) -> Result<bool, ArchiveError> {
-        if self.files.file(&blob_path(blob))?.is_none() {
+        if !self.has_blob(blob)? {
             return Ok(false);
         }
         import_layer(root, &self.files, Some(diff_id), blob).map(|()| true)

@@ -373,18 +373,35 @@ fn only_new_chunks_of_a_cache_mount_go_also_to_an_insecure_registry() {
     let context = env.context("chunks", &[("Dockerfile", dockerfile)]).display().to_string();
     // For rbuild an address like any other, not loopback: without the option it speaks HTTPS.
     let port = registry.address().rsplit(':').next().expect("it has a port").to_owned();
-    let to = format!("type=registry,ref=[::ffff:7f00:1]:{port}/cache,mounts=true,ignore-error=false");
+    let to = format!("type=registry,ref=[::ffff:7f00:1]:{port}/cache,mounts=true");
     let arg = |n: u32| format!("N={n}");
-    let _ = env.rbuild(["build", "--build-arg", &arg(0), "--cache-to", &to, &context]).fails_with(6);
+    let strict = format!("{to},ignore-error=false");
+    let _ = env.rbuild(["build", "--build-arg", &arg(0), "--cache-to", &strict, &context]).fails_with(6);
     let to = format!("{to},registry.insecure=true");
-    let sent = |n: u32| {
+    let sent = |n: u32, to: &str, from: &str| {
         registry.clear_requests();
-        let _ = env.rbuild(["build", "--build-arg", &arg(n), "--cache-to", &to, &context]).ok();
+        let to = format!("{to},ignore-error=false");
+        let args = ["build", "--build-arg", &arg(n), "--cache-to", &to, "--cache-from", from, &context];
+        let _ = env.rbuild(args).ok();
         registry.requests().iter().map(|request| request.body.len()).sum::<usize>()
     };
-    let (first, second) = (sent(1), sent(2));
+    let (first, second) = (sent(1, &to, &to), sent(2, &to, &to));
     assert!(first > 8_000_000, "{first}");
     assert!(second < 2_000_000, "{second}");
+    // Nor to a new cache beside one that is read.
+    let third = sent(3, &to.replace("/cache,", "/cache:branch,"), &to);
+    assert!(third < 2_000_000, "{third}");
+    // What was removed there goes again.
+    let manifest = registry.manifest("cache", "latest").expect("it was written");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("a manifest is JSON");
+    for layer in manifest["layers"].as_array().expect("it has blobs") {
+        if layer["mediaType"] == "application/vnd.rbuild.mount.v1.pack+zstd" {
+            let digest = layer["digest"].as_str().and_then(|text| text.parse().ok()).expect("a digest");
+            registry.remove_blob("cache", &digest);
+        }
+    }
+    let fourth = sent(4, &to, &to);
+    assert!(fourth > 8_000_000, "{fourth}");
 }
 
 #[test]

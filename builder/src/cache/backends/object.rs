@@ -60,6 +60,11 @@ impl Store {
         Ok(CacheIndex::from_config(&bytes)?)
     }
 
+    /// Whether it has a blob.
+    pub(crate) async fn has(&self, blob: &Descriptor) -> Result<bool, CacheError> {
+        self.bucket.has(&self.blob(&blob.digest), blob.size).await
+    }
+
     /// A blob of no more than `limit` bytes, not verified.
     pub(crate) async fn blob_bytes(&self, blob: &Descriptor, limit: u64) -> Result<Bytes, CacheError> {
         let found = self.bucket.read(&self.blob(&blob.digest), blob.size.min(limit)).await?;
@@ -111,7 +116,7 @@ impl Store {
         let there = RefCell::new(HashSet::new());
         let layers = plan.layers.iter().map(|diff_id| {
             let is_there = async |blob: &Descriptor| {
-                let is_there = self.bucket.has(&self.blob(&blob.digest), blob.size).await.unwrap_or(false);
+                let is_there = self.has(blob).await.unwrap_or(false);
                 if is_there {
                     let _once = there.borrow_mut().insert(blob.digest);
                 }
@@ -142,11 +147,10 @@ impl Store {
 
     /// `false`: it is there already.
     async fn put(&self, (blob, from): &Blob) -> Result<bool, CacheError> {
-        let path = self.blob(&blob.digest);
-        if self.bucket.has(&path, blob.size).await? {
+        if self.has(blob).await? {
             return Ok(false);
         }
-        self.bucket.put(&path, from, blob.size).await
+        self.bucket.put(&self.blob(&blob.digest), from, blob.size).await
     }
 
     fn lacks(&self, digest: &Digest) -> CacheError {
