@@ -143,6 +143,85 @@ fn each_kind_of_change_is_named() {
 }
 
 #[test]
+fn other_bytes_of_equal_name_size_and_time_are_seen() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile =
+        "FROM busybox:1\nCOPY a /copied\nRUN --mount=type=bind,source=a,target=/a cp /a /bound\n";
+    let context = env.context("equal", &[("Dockerfile", dockerfile), ("a", "one\n")]).display().to_string();
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000);
+    let with_time = |path: &Path| {
+        let file = std::fs::File::options().write(true).open(path).expect("a file can be opened");
+        file.set_modified(time).expect("a time can be set");
+    };
+    let file = Path::new(&context).join("a");
+    let built = || {
+        let _ = env.rbuild(["build", "-t", "x", &context]).ok();
+        env.rbuild(["run", "--rm", "x", "cat", "/copied", "/bound"]).ok().stdout
+    };
+    with_time(&file);
+    assert_eq!(built(), "one\none\n");
+    // Written in place, right away and again.
+    for text in ["two\n", "six\n"] {
+        std::fs::write(&file, text).expect("a file can be written");
+        with_time(&file);
+        assert_eq!(built(), text.repeat(2));
+    }
+    // Another file in its place.
+    let other = Path::new(&context).join("other");
+    std::fs::write(&other, "ten\n").expect("a file can be written");
+    with_time(&other);
+    std::fs::rename(&other, &file).expect("a file can be renamed");
+    assert_eq!(built(), "ten\nten\n");
+}
+
+#[test]
+fn an_unchanged_output_of_a_step_that_ran_again_stops_the_rebuild() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let dockerfile = "FROM busybox:1 AS build\nCOPY a /a\nRUN cut -c1 /a > /first\n\
+        FROM busybox:1\nCOPY --from=build /first /\nRUN cat /first > /last\n";
+    let context = env.context("cutoff", &[("Dockerfile", dockerfile), ("a", "x1")]).display().to_string();
+    let said = |step: &str| env.rbuild(["explain", step]).ok().stdout;
+    let _ = env.rbuild(["build", &context]).ok();
+    write(&context, "a", "x2");
+    let _ = env.rbuild(["build", &context]).ok();
+    assert!(said("RUN cut").starts_with("RAN"));
+    assert!(said("COPY --from").starts_with("CACHED") && said("RUN cat").starts_with("CACHED"));
+    write(&context, "a", "y2");
+    let _ = env.rbuild(["build", &context]).ok();
+    assert!(said("COPY --from").starts_with("RAN") && said("RUN cat").starts_with("RAN"));
+}
+
+#[test]
+fn a_tag_means_what_it_meant_until_it_is_pulled() {
+    let registry = DockerRegistry::start();
+    let base = format!("{}/moving:1", registry.address());
+    let maker = TestEnv::new();
+    Base::Busybox.build_in(&maker);
+    let push = |text: &str| {
+        let dockerfile = format!("FROM busybox:1\nRUN echo {text} > /which\n");
+        let context = maker.context("moving", &[("Dockerfile", &dockerfile)]).display().to_string();
+        let _ = maker.rbuild(["build", "-t", &base, "--push", &context]).ok();
+    };
+    push("old");
+    let env = TestEnv::new();
+    let dockerfile = format!("FROM {base}\nRUN cat /which > /seen\n");
+    let context = env.context("on-moving", &[("Dockerfile", &dockerfile)]).display().to_string();
+    let seen = |flags: &[&str]| {
+        let _ = env.rbuild([&["build", "-t", "x"][..], flags, &[context.as_str()]].concat()).ok();
+        env.rbuild(["run", "--rm", "x", "cat", "/seen"]).ok().stdout
+    };
+    assert_eq!(seen(&[]), "old\n");
+    push("new");
+    assert_eq!(seen(&[]), "old\n");
+    assert_eq!(seen(&["--pull"]), "new\n");
+    let said = env.rbuild(["explain", "RUN"]).ok().stdout;
+    assert!(said.contains("base changed: [1/2] FROM"), "{said}");
+    assert_eq!(seen(&[]), "new\n");
+}
+
+#[test]
 fn steps_expire() {
     let env = TestEnv::new();
     Base::Busybox.build_in(&env);

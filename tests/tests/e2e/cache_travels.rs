@@ -361,6 +361,13 @@ fn what_a_registry_has_costs_one_small_request_a_blob() {
     std::fs::write(Path::new(&context).join("Dockerfile"), more).expect("the file can be written");
     let uploads = export().iter().filter(|request| request.method == "POST").count();
     assert_eq!(uploads, 2, "the layer and the config");
+    // On an empty builder the index is read, and nothing else.
+    registry.clear_requests();
+    let empty = TestEnv::new();
+    let from = format!("{}/cache", registry.address());
+    nothing_ran(&empty.rbuild(["build", "-o", "type=cacheonly", "--cache-from", &from, &context]).ok());
+    let asked: Vec<_> = registry.requests().into_iter().filter(|request| request.target != "/v2/").collect();
+    assert!(asked.len() == 2 && asked.iter().all(|request| request.method == "GET"), "{asked:#?}");
 }
 
 #[test]
