@@ -39,6 +39,7 @@ impl Bucket {
     }
 
     /// Whether there is an object of this length.
+    #[cfg_attr(not(feature = "object"), expect(unused_variables, reason = "only OpenDAL tells lengths"))]
     pub(crate) async fn has(&self, path: &str, size: u64) -> Result<bool, CacheError> {
         match self {
             #[cfg(feature = "object")]
