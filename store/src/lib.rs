@@ -25,6 +25,7 @@ pub mod record;
 pub mod registry;
 pub mod root;
 pub mod speed;
+pub mod stargz;
 pub mod stat;
 mod sync;
 pub mod tag;

@@ -6,7 +6,7 @@ use store::root::Root;
 
 use super::file::Sink;
 use super::options::Options;
-use super::{AssembledImage, Exported, Listing, only_config, put_documents};
+use super::{AssembledImage, Exported, Listing, estargz, only_config, put_documents};
 use crate::failure::Failure;
 use crate::request::{Output, OutputKind};
 
@@ -42,6 +42,8 @@ pub(crate) fn export_archive(
     if !options.tar && output.dest.is_none() {
         return Err(Failure::usage("dest is required for --output tar=false: give a directory"));
     }
+    let images = &estargz::convert(root, images, &options)?;
+    let options = estargz::after(&options);
     let descriptor = put_documents(root, images, &options, Listing::AsPulled)?;
     let packing = match options.force_compression {
         true => Packing::Force(options.compression),

@@ -4,7 +4,7 @@ use image::Reference;
 use store::root::Root;
 
 use super::options::Options;
-use super::{AssembledImage, Exported, Listing, put_documents};
+use super::{AssembledImage, Exported, Listing, estargz, put_documents};
 use crate::failure::Failure;
 
 /// Stores images and names them. An image without a name is kept as well, until it is pruned.
@@ -13,6 +13,8 @@ pub(crate) fn export_image(
     images: &[AssembledImage],
     options: &Options,
 ) -> Result<Exported, Failure> {
+    let images = &estargz::convert(root, images, options)?;
+    let options = &estargz::after(options);
     let descriptor = put_documents(root, images, options, Listing::Uncompressed)?;
     if options.store {
         root.images().add(&descriptor)?;
@@ -21,7 +23,7 @@ pub(crate) fn export_image(
             root.tags().set(name, &descriptor)?;
         }
     }
-    let config = match images {
+    let config = match &images[..] {
         [image] => Some(image.config.id()),
         _ => None,
     };

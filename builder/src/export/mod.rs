@@ -7,6 +7,7 @@
 pub(crate) mod archive;
 pub(crate) mod assemble;
 mod attach;
+pub(crate) mod estargz;
 pub(crate) mod file;
 pub(crate) mod flat;
 pub(crate) mod image;
@@ -364,6 +365,32 @@ mod tests {
         assert_eq!(statement["subject"][0]["name"], "pkg:docker/a@1?platform=linux%2Famd64");
 
         let docker = output(OutputKind::Docker, Some(&dest), &[]);
+        assert!(archive::export_archive(&root, &[image], &docker, &[]).is_err());
+    }
+
+    #[test]
+    fn layers_become_estargz_once_and_stay_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("state")).unwrap();
+        let image = built(&root, "hello", "amd64");
+        let dest = dir.path().join("a.tar");
+        let pairs = [("compression", "estargz"), ("compression-level", "6"), ("force-compression", "true")];
+        let oci = output(OutputKind::Oci, Some(&dest), &pairs);
+        let export = || archive::export_archive(&root, std::slice::from_ref(&image), &oci, &[]).unwrap();
+        let exported = export();
+        assert_eq!(export().descriptor, exported.descriptor);
+        let (other, loaded) = reload(dir.path(), &dest);
+        let Document::Manifest(manifest) = other.images().document(&loaded[0].descriptor).unwrap() else {
+            panic!("not a manifest");
+        };
+        let [layer] = &manifest.layers[..] else { panic!("one layer") };
+        assert_eq!(layer.media_type, media_type::OCI_LAYER_GZIP);
+        assert!(layer.annotations["containerd.io/snapshot/stargz/toc.digest"].starts_with("sha256:"));
+        let config = other.images().config(&manifest.config).unwrap();
+        assert_ne!(config.rootfs.diff_ids, image.config.rootfs.diff_ids);
+        let index = other.layers().index(&config.rootfs.diff_ids[0]).unwrap();
+        assert!(index.entries().iter().any(|entry| entry.path == "stargz.index.json"));
+        let docker = output(OutputKind::Docker, Some(&dest), &[pairs[0], ("oci-mediatypes", "false")]);
         assert!(archive::export_archive(&root, &[image], &docker, &[]).is_err());
     }
 

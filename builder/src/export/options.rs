@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) compression: Compression,
     /// Also what already has a compressed form.
     pub(crate) force_compression: bool,
+    /// Layers become eStargz, which are other layers: see [`super::estargz`].
+    pub(crate) estargz: bool,
     pub(crate) annotations: Annotations,
     /// One file, not a directory.
     pub(crate) tar: bool,
@@ -64,10 +66,12 @@ impl Options {
     pub(crate) fn new(output: &Output, tags: &[Reference]) -> Result<Self, Failure> {
         let mut names = tags.to_vec();
         let (mut algorithm, mut level) = (Algorithm::Gzip, None);
+        let mut estargz = false;
         let mut annotations = Annotations::default();
         for (key, value) in &output.options {
             match key.as_str() {
                 "name" => names.extend(parse_names(value)?),
+                "compression" if value == "estargz" => estargz = true,
                 "compression" => algorithm = parse_algorithm(value)?,
                 "compression-level" => {
                     level = Some(value.parse().map_err(|_| {
@@ -92,10 +96,15 @@ impl Options {
         if push_by_digest && names.iter().any(|name| name.tag.is_some() && !tags.contains(name)) {
             return Err(Failure::usage("push-by-digest cannot be used with names that have a tag"));
         }
+        if estargz && output.flag("oci-mediatypes")? == Some(false) {
+            return Err(Failure::usage("compression=estargz needs oci-mediatypes=true"));
+        }
         Ok(Self {
             // Docker's manifests have no annotations.
             oci: flag("oci-mediatypes", output.kind != OutputKind::Docker)?
+                || estargz
                 || annotations != Annotations::default(),
+            estargz,
             compression: Compression::new(algorithm, level)
                 .map_err(|error| Failure::usage(error.to_string()))?,
             force_compression,
@@ -129,9 +138,9 @@ fn parse_algorithm(text: &str) -> Result<Algorithm, Failure> {
         "gzip" => Ok(Algorithm::Gzip),
         "zstd" => Ok(Algorithm::Zstd),
         "uncompressed" => Ok(Algorithm::None),
-        other => {
-            Err(Failure::usage(format!("unknown compression {other:?}: expected gzip, zstd or uncompressed")))
-        }
+        other => Err(Failure::usage(format!(
+            "unknown compression {other:?}: expected gzip, zstd, estargz or uncompressed"
+        ))),
     }
 }
 
@@ -238,7 +247,7 @@ mod tests {
     fn what_is_not_an_option_is_refused() {
         for (key, value) in [
             ("compresion", "zstd"),
-            ("compression", "estargz"),
+            ("compression", "xz"),
             ("compression-level", "high"),
             ("compression-level", "10"),
             ("annotation", "x"),

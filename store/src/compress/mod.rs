@@ -7,6 +7,7 @@
 mod chain;
 mod cut;
 pub mod detect;
+pub mod estargz;
 pub(crate) mod gzip;
 pub mod zstd;
 

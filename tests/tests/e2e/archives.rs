@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use tests::{Outcome, TestEnv};
+use tests::{Base, Outcome, TestEnv};
 
 fn built(env: &TestEnv, name: &str) {
     let context = env.context(
@@ -54,6 +54,38 @@ fn saved_images_are_read_by_others_and_loaded_again() {
     let _ = other.rbuild(["save", "-o", "again.tar", "one:1", "localhost:5000/two"]).ok();
     let read = |path: &Path| std::fs::read(path).expect("the archive was written");
     assert!(read(&other.work().join("again.tar")) == read(&env.work().join("docker.tar")));
+}
+
+#[test]
+fn estargz_is_an_image_to_those_who_do_not_know_it() {
+    let env = TestEnv::new();
+    Base::Busybox.build_in(&env);
+    let context = env.context(
+        "stargz",
+        &[("Dockerfile", "FROM busybox:1\nCOPY a /dir/a\nRUN ln /dir/a /dir/b\n"), ("a", "text")],
+    );
+    let layout = env.work().join("layout");
+    let flag =
+        format!("type=oci,tar=false,dest={},compression=estargz,force-compression=true", layout.display());
+    let _ = env.rbuild(["-t", "x:1", "-o", &flag, &context.display().to_string()]).ok();
+    let image = format!("oci:{}:1", layout.display());
+    let raw = Outcome::of(Command::new("skopeo").args(["inspect", "--raw", &image])).ok().stdout;
+    let manifest: serde_json::Value = serde_json::from_str(&raw).expect("JSON");
+    for layer in manifest["layers"].as_array().expect("layers") {
+        assert!(layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"].is_string(), "{layer}");
+    }
+    let copy = format!("dir:{}", env.work().join("copy").display());
+    let _ = Outcome::of(Command::new("skopeo").args(["copy", "--quiet", "--insecure-policy", &image, &copy]))
+        .ok();
+    let bundle = env.work().join("bundle");
+    let mut umoci = Command::new("umoci");
+    umoci.args(["unpack", "--image", &format!("{}:1", layout.display())]).arg(&bundle);
+    let _ = Outcome::of(&mut umoci).ok();
+    assert_eq!(std::fs::read(bundle.join("rootfs/dir/b")).expect("unpacked"), b"text");
+    // Loaded, it runs.
+    let other = TestEnv::new();
+    let _ = other.rbuild(["load", "-i", &layout.display().to_string()]).ok();
+    assert_eq!(other.rbuild(["run", "x:1", "cat", "/dir/a"]).ok().stdout, "text");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use bstr::ByteSlice as _;
 use image::tree::Tree;
 use serde_json::{Value, json};
-use store::registry::Client;
+use store::registry::{Client, Progress as Report};
 use store::speed::Fetched;
+use worker::source::image::pull;
 
 use super::{Build, Made};
 use crate::attest;
@@ -90,6 +91,12 @@ impl Build<'_> {
             _ => made.image.clone(),
         };
         let images: Vec<AssembledImage> = made.iter().map(image).collect();
+        if output.options.contains_key("compression") && output.flag("force-compression")? == Some(true) {
+            // Also what is at its registry only.
+            for image in &images {
+                pull(self.root, client, image.diff_ids(), |_| Report::none()).await?;
+            }
+        }
         let task = match output.kind {
             OutputKind::CacheOnly => return Ok(None),
             OutputKind::Image => progress.handle().task("exporting to image"),
@@ -105,6 +112,7 @@ impl Build<'_> {
                 if options.push {
                     task.done();
                     let task = progress.handle().task("pushing layers");
+                    let options = export::estargz::after(&options);
                     exported = export::push::push(self.root, client, exported, &options, &task).await?;
                     task.done();
                     return Ok(Some(exported));
