@@ -11,6 +11,7 @@ mod cli;
 mod commands;
 mod config;
 mod context;
+mod docker;
 mod environment;
 mod export;
 mod failure;

@@ -11,7 +11,7 @@ use super::{Attestation, Mode, Provenance, Version, package_url};
 use crate::show::rfc3339;
 
 /// What is told of a build.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Facts<'a> {
     pub(crate) definition: &'a Definition,
     pub(crate) platform: &'a Platform,
@@ -26,6 +26,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) no_cache: bool,
     /// Where a context that is not on this host comes from.
     pub(crate) remote: Option<&'a str>,
+    /// The same, as what was fetched.
+    pub(crate) context: Option<&'a Source>,
+    /// What a source was, as SLSA's map of digests.
+    pub(crate) resolved: &'a dyn Fn(&Source) -> Option<Value>,
     pub(crate) invocation: &'a str,
     /// When it began and ended; left out of a build that is to come out the same again.
     pub(crate) times: Option<(i64, i64)>,
@@ -101,7 +105,7 @@ pub(crate) fn predicate(asked: &Provenance, facts: &Facts<'_>) -> Value {
         .collect();
     let mut materials: Vec<Value> = Vec::new();
     for source in &sources {
-        if let Some(material) = material(source)
+        if let Some(material) = material(source, facts)
             && !materials.contains(&material)
         {
             materials.push(material);
@@ -112,13 +116,9 @@ pub(crate) fn predicate(asked: &Provenance, facts: &Facts<'_>) -> Value {
         Op::Exec(exec) => exec.network != solver::op::Network::None,
         _ => false,
     });
-    let pinned = sources.iter().all(|source| match source {
-        Source::Image { reference, .. } => reference.digest.is_some(),
-        Source::Http { checksum, .. } => checksum.is_some(),
-        Source::OciLayout { digest, .. } => digest.is_some(),
-        Source::Git { .. } => false,
-        Source::Local { .. } => true,
-    });
+    let pinned = sources
+        .iter()
+        .all(|source| matches!(source, Source::Local { .. }) || digest(source, facts).is_some());
 
     let mut metadata = Map::new();
     if let Some((began, ended)) = facts.times {
@@ -130,11 +130,16 @@ pub(crate) fn predicate(asked: &Provenance, facts: &Facts<'_>) -> Value {
         let (name, text) = facts.dockerfile;
         metadata.insert(
             "buildkit_metadata".to_owned(),
-            json!({ "source": { "infos": [{
-                "filename": name,
-                "language": "Dockerfile",
-                "data": STANDARD.encode(text),
-            }] } }),
+            json!({ "source": {
+                "locations": locations(facts.definition, text),
+                "infos": [{
+                    "filename": name,
+                    "language": "Dockerfile",
+                    "data": STANDARD.encode(text),
+                    "llbDefinition": steps(facts.definition),
+                    "digestMapping": mapping(facts.definition),
+                }],
+            } }),
         );
     }
     metadata.insert("buildkit_hermetic".to_owned(), json!(!networked && !local && pinned));
@@ -146,12 +151,18 @@ pub(crate) fn predicate(asked: &Provenance, facts: &Facts<'_>) -> Value {
 
     let mut config_source = Map::new();
     if let Some(remote) = facts.remote {
-        config_source.insert("uri".to_owned(), json!(remote));
+        config_source.insert("uri".to_owned(), json!(redacted(remote)));
+    }
+    if let Some(digest) = facts.context.and_then(|source| digest(source, facts)) {
+        config_source.insert("digest".to_owned(), digest);
     }
     config_source.insert("path".to_owned(), json!(facts.dockerfile.0));
     let mut internal = json!({ "builderPlatform": Platform::host().to_string() });
     if max {
-        internal["buildConfig"] = json!({ "llbDefinition": steps(facts.definition) });
+        internal["buildConfig"] = json!({
+            "llbDefinition": steps(facts.definition),
+            "digestMapping": mapping(facts.definition),
+        });
     }
     json!({
         "buildDefinition": {
@@ -197,34 +208,66 @@ fn request(facts: &Facts<'_>, max: bool) -> Value {
     request
 }
 
-fn material(source: &Source) -> Option<Value> {
-    let with = |uri: String, digest: Option<Value>| match digest {
+fn material(source: &Source, facts: &Facts<'_>) -> Option<Value> {
+    let uri = match source {
+        Source::Image { reference, platform } => package_url(reference, None, platform),
+        Source::OciLayout { path, .. } => format!("pkg:oci/{}", path.trim_start_matches('/')),
+        Source::Git { remote, reference, .. } => match reference {
+            Some(reference) => format!("{}#{reference}", redacted(remote)),
+            None => redacted(remote),
+        },
+        Source::Http { url, .. } => redacted(url),
+        Source::Local { .. } => return None,
+    };
+    Some(match digest(source, facts) {
         Some(digest) => json!({ "uri": uri, "digest": digest }),
         None => json!({ "uri": uri }),
+    })
+}
+
+/// What a source was, or has to be.
+fn digest(source: &Source, facts: &Facts<'_>) -> Option<Value> {
+    let asked = match source {
+        Source::Image { reference, .. } => reference.digest,
+        Source::OciLayout { digest, .. } => *digest,
+        Source::Http { checksum, .. } => *checksum,
+        Source::Git { .. } | Source::Local { .. } => None,
     };
-    match source {
-        Source::Image { reference, platform } => {
-            let digest = reference.digest.as_ref();
-            let uri = package_url(reference, None, platform);
-            Some(with(uri, digest.map(|digest| json!({ "sha256": digest.hex() }))))
+    (facts.resolved)(source).or_else(|| asked.map(|digest| json!({ digest.algorithm(): digest.hex() })))
+}
+
+/// A URL without the user and password in it.
+fn redacted(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rsplit_once('@') {
+        // A name alone is no secret: `ssh://git@host/`.
+        Some((user, host)) if user.contains(':') || scheme.starts_with("http") => {
+            format!("{scheme}://xxxxx:xxxxx@{host}{}", &rest[end..])
         }
-        Source::OciLayout { path, digest, .. } => {
-            let digest = digest.as_ref().map(|digest| json!({ "sha256": digest.hex() }));
-            Some(with(format!("pkg:oci/{}", path.trim_start_matches('/')), digest))
-        }
-        Source::Git { remote, reference, checksum, .. } => {
-            let uri = match reference {
-                Some(reference) => format!("{remote}#{reference}"),
-                None => remote.clone(),
-            };
-            Some(with(uri, checksum.as_ref().map(|commit| json!({ "sha1": commit }))))
-        }
-        Source::Http { url, checksum, .. } => {
-            let digest = checksum.as_ref().map(|digest| json!({ "sha256": digest.hex() }));
-            Some(with(url.clone(), digest))
-        }
-        Source::Local { .. } => None,
+        _ => url.to_owned(),
     }
+}
+
+/// Which step has which digest.
+fn mapping(definition: &Definition) -> Map<String, Value> {
+    let named = |id: solver::VertexId| {
+        let digest = definition.vertex(id).digest.hex();
+        (format!("sha256:{digest}"), json!(format!("step{}", id.index())))
+    };
+    definition.ids().map(named).collect()
+}
+
+/// Where in the Dockerfile each step stands.
+fn locations(definition: &Definition, text: &str) -> Map<String, Value> {
+    let index = frontend::text::LineIndex::new(text);
+    let located = definition.ids().filter_map(|id| {
+        let (start, end) = definition.vertex(id).metadata.span?;
+        let (first, last) = index.lines(frontend::ast::Span { start, end });
+        let range = json!({ "start": { "line": first }, "end": { "line": last } });
+        Some((format!("step{}", id.index()), json!({ "locations": [{ "ranges": [range] }] })))
+    });
+    located.collect()
 }
 
 /// The graph: each step with its op and what it works on.
@@ -243,4 +286,64 @@ fn steps(definition: &Definition) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Platform;
+
+    use super::*;
+
+    #[test]
+    fn urls_tell_no_password() {
+        for (url, shown) in [
+            ("https://user:token@h/r.git#main", "https://xxxxx:xxxxx@h/r.git#main"),
+            ("https://token@h/r.git", "https://xxxxx:xxxxx@h/r.git"),
+            ("ssh://git@h/r.git", "ssh://git@h/r.git"),
+            ("https://h/a@b", "https://h/a@b"),
+            ("git@h:r.git", "git@h:r.git"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
+
+    #[test]
+    fn what_was_fetched_is_told_by_its_digest_in_both_versions() {
+        let mut definition = Definition::default();
+        let git = Source::Git {
+            remote: "https://h/r.git".to_owned(),
+            reference: Some("main".to_owned()),
+            subdir: None,
+            keep_git_dir: false,
+            checksum: None,
+            submodules: true,
+        };
+        definition.add(Op::Source(git.clone()), Vec::new(), solver::definition::Metadata::default());
+        let facts = Facts {
+            definition: &definition,
+            platform: &Platform::new("linux", "amd64", None),
+            dockerfile: ("Dockerfile", "FROM scratch\n"),
+            target: None,
+            build_args: &[],
+            labels: &[],
+            secrets: Vec::new(),
+            ssh: Vec::new(),
+            no_cache: false,
+            remote: Some("https://h/r.git#main"),
+            context: Some(&git),
+            resolved: &|_| Some(json!({ "sha1": "c0ffee" })),
+            invocation: "x",
+            times: Some((0, 1)),
+        };
+        let one = predicate(&Provenance::default(), &facts);
+        let build = &one["buildDefinition"];
+        assert_eq!(build["resolvedDependencies"][0]["uri"], "https://h/r.git#main");
+        assert_eq!(build["resolvedDependencies"][0]["digest"]["sha1"], "c0ffee");
+        assert_eq!(build["externalParameters"]["configSource"]["digest"]["sha1"], "c0ffee");
+        assert_eq!(one["runDetails"]["metadata"]["buildkit_completeness"]["resolvedDependencies"], true);
+        let two = version_0_2(&one);
+        assert_eq!(two["materials"][0]["digest"]["sha1"], "c0ffee");
+        assert_eq!(two["invocation"]["configSource"]["entryPoint"], "Dockerfile");
+        assert_eq!(two["metadata"]["completeness"]["parameters"], true);
+    }
 }

@@ -41,7 +41,7 @@ pub(crate) struct BuildArgs {
     #[arg(long)]
     pub(crate) push: bool,
 
-    /// Load the image into Docker as well (`--output type=docker`)
+    /// Load the image into Docker, if there is one (`--output type=docker`)
     #[arg(long)]
     pub(crate) load: bool,
 

@@ -70,6 +70,8 @@ impl Options {
         let mut annotations = Annotations::default();
         for (key, value) in &output.options {
             match key.as_str() {
+                // Which Docker: read where that is looked for.
+                "context" if output.kind == OutputKind::Load => {}
                 "name" => names.extend(parse_names(value)?),
                 "compression" if value == "estargz" => estargz = true,
                 "compression" => algorithm = parse_algorithm(value)?,
@@ -101,7 +103,7 @@ impl Options {
         }
         Ok(Self {
             // Docker's manifests have no annotations.
-            oci: flag("oci-mediatypes", output.kind != OutputKind::Docker)?
+            oci: flag("oci-mediatypes", !matches!(output.kind, OutputKind::Docker | OutputKind::Load))?
                 || estargz
                 || annotations != Annotations::default(),
             estargz,

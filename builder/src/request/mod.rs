@@ -18,6 +18,7 @@ use worker::isolate::group::Resources;
 use crate::attest::{self, Wanted};
 use crate::cache::options::{CacheFrom, CacheTo};
 use crate::cli::BuildArgs;
+use crate::docker::Endpoint;
 use crate::failure::Failure;
 
 pub(crate) use call::Call;
@@ -41,6 +42,8 @@ pub(crate) struct BuildRequest {
     pub(crate) build_contexts: Vec<(String, String)>,
     pub(crate) platforms: Vec<Platform>,
     pub(crate) outputs: Vec<Output>,
+    /// Where images are loaded that an output says to; found when there is one.
+    pub(crate) docker: Option<Endpoint>,
     pub(crate) no_cache: bool,
     pub(crate) cache_from: Vec<CacheFrom>,
     pub(crate) cache_to: Vec<CacheTo>,
@@ -186,6 +189,7 @@ impl BuildRequest {
         Ok(Self {
             warnings,
             outputs,
+            docker: None,
             context,
             dockerfile,
             tags,
@@ -421,6 +425,8 @@ mod tests {
         assert_eq!(oci.dest, Some("a.tar".into()));
         assert_eq!(oci.options["name"], "x:1,y:2");
         assert_eq!(oci.options["annotation.Key"], "v");
+        assert_eq!(one("type=docker").kind, OutputKind::Load);
+        assert_eq!(one("type=docker,dest=-").kind, OutputKind::Docker);
         assert_eq!(one("type=registry,name=localhost:5000/x").options["push"], "true");
         for bad in ["type=what", "dest=x,foo=y", "type=local", "type=oci,x", "type=registry"] {
             assert!(outputs(bad).is_err(), "{bad}");
@@ -489,6 +495,12 @@ mod tests {
     #[test]
     fn what_contradicts_itself_is_refused() {
         assert!(request(|args| args.push = true).is_err());
+        let both =
+            request(|args| (args.push, args.load, args.tags) = (true, true, vec!["x".into()])).unwrap();
+        assert_eq!(
+            both.outputs.iter().map(|output| output.kind).collect::<Vec<_>>(),
+            [OutputKind::Image, OutputKind::Load]
+        );
         assert!(request(|args| args.build_args = vec!["=x".into()]).is_err());
         assert!(request(|args| args.labels = vec![String::new()]).is_err());
         assert!(request(|args| args.ulimits = vec!["files=1".into()]).is_err());

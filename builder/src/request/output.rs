@@ -24,7 +24,10 @@ pub(crate) enum OutputKind {
     /// Into the local store, and pushed with `push=true`.
     Image,
     Oci,
+    /// A file, as `docker save` writes it.
     Docker,
+    /// Into the Docker of this host.
+    Load,
     Local,
     Tar,
     /// Nothing but the cache.
@@ -55,13 +58,24 @@ pub(super) fn outputs(args: &BuildArgs, tagged: bool) -> Result<Vec<Output>, Fai
             output.options.insert("push".to_owned(), "true".to_owned());
         }
     }
+    if args.load {
+        if outputs.is_empty() {
+            outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
+        }
+        if !outputs.iter().any(|output| output.kind == OutputKind::Load) {
+            outputs.push(Output { kind: OutputKind::Load, dest: None, options: BTreeMap::new() });
+        }
+    }
     if outputs.is_empty() {
         outputs.push(Output { kind: OutputKind::Image, dest: None, options: BTreeMap::new() });
     }
     for text in args.annotations.iter().filter(|text| !text.is_empty()) {
         let pairs = annotation_flag(text)?;
         for output in &mut outputs {
-            if matches!(output.kind, OutputKind::Image | OutputKind::Oci | OutputKind::Docker) {
+            if matches!(
+                output.kind,
+                OutputKind::Image | OutputKind::Oci | OutputKind::Docker | OutputKind::Load
+            ) {
                 output.options.extend(pairs.iter().cloned());
             }
         }
@@ -108,6 +122,8 @@ fn output(text: &str) -> Result<Output, Failure> {
             OutputKind::Image
         }
         Some("oci") => OutputKind::Oci,
+        // Without a file it goes where `docker images` shows it.
+        Some("docker") if dest.is_none() && !options.contains_key("tar") => OutputKind::Load,
         Some("docker") => OutputKind::Docker,
         Some("local") => OutputKind::Local,
         Some("tar") => OutputKind::Tar,

@@ -57,7 +57,7 @@ pub(super) fn apk(text: &[u8], system: &System) -> Vec<Package> {
         .collect()
 }
 
-fn distribution(system: &System) -> String {
+pub(super) fn distribution(system: &System) -> String {
     match system.version.is_empty() {
         true => String::new(),
         false => format!("&distro={}-{}", escaped(&system.id), escaped(&system.version)),
@@ -75,7 +75,7 @@ fn fields<'a>(paragraph: &'a str, separator: &str) -> BTreeMap<&'a str, &'a str>
     fields
 }
 
-fn package(name: &str, version: &str, url: String, license: Option<&str>) -> Package {
+pub(super) fn package(name: &str, version: &str, url: String, license: Option<&str>) -> Package {
     Package {
         name: name.to_owned(),
         version: version.to_owned(),

@@ -1,12 +1,14 @@
 //! The packages in an image, read from its tree: no mount, no process, no network. `spdx` writes them down.
 //!
-//! Found are the databases of Debian's and Alpine's package managers, installed npm and Python packages, Cargo's lock
-//! files, and what Go and `cargo auditable` put into their binaries. RPM's database is not read.
+//! Found are the databases of Debian's, Alpine's and RPM's package managers, installed npm and Python packages, Cargo's
+//! lock files, and what Go and `cargo auditable` put into their binaries. What was seen and could not be read is told.
 
 mod binary;
 mod database;
 mod language;
+mod rpm;
 mod spdx;
+mod sqlite;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,8 +64,17 @@ pub(crate) enum ScanError {
     },
 }
 
-/// All packages in `tree`, sorted.
-pub(crate) fn scan(tree: &Tree, layers: &Layers) -> Result<Vec<Package>, ScanError> {
+/// What was found in an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Sorted.
+    pub(crate) packages: Vec<Package>,
+    /// Lists of packages that could not be read, and why: the image has packages that are not listed.
+    pub(crate) unread: Vec<String>,
+}
+
+/// All packages in `tree`.
+pub(crate) fn scan(tree: &Tree, layers: &Layers) -> Result<Found, ScanError> {
     let mut files = Files { layers, open: BTreeMap::new() };
     let system = ["etc/os-release", "usr/lib/os-release"]
         .iter()
@@ -72,6 +83,7 @@ pub(crate) fn scan(tree: &Tree, layers: &Layers) -> Result<Vec<Package>, ScanErr
         .transpose()?;
     let system = system.map(|text| database::system(&text)).unwrap_or_default();
     let mut packages = Vec::new();
+    let mut unread = Vec::new();
     let mut seen: BTreeMap<InodeId, ()> = BTreeMap::new();
     for node in tree.walk(tree.root()) {
         let Some(inode) = node.inode() else { continue };
@@ -83,6 +95,29 @@ pub(crate) fn scan(tree: &Tree, layers: &Layers) -> Result<Vec<Package>, ScanErr
             None => continue,
             Some(Kind::Dpkg) => database::dpkg(&files.read(&path, &inode, MAX_DATABASE)?, &system),
             Some(Kind::Apk) => database::apk(&files.read(&path, &inode, MAX_DATABASE)?, &system),
+            Some(Kind::RpmSqlite) => {
+                let read = rpm::sqlite(&files.read(&path, &inode, MAX_DATABASE)?, &system);
+                read.unwrap_or_else(|| {
+                    unread.push(format!("/{path} is damaged or too long"));
+                    Vec::new()
+                })
+            }
+            Some(Kind::RpmNdb) => {
+                let read = rpm::ndb(&files.read(&path, &inode, MAX_DATABASE)?, &system);
+                read.unwrap_or_else(|| {
+                    unread.push(format!("/{path} is damaged or too long"));
+                    Vec::new()
+                })
+            }
+            Some(Kind::RpmUnread) if inode.size == 0 => continue,
+            Some(Kind::RpmUnread) => {
+                let why = match path.ends_with("-wal") {
+                    true => "holds changes that RPM has not merged into its database",
+                    false => "is an RPM database in Berkeley DB's format, which is not read",
+                };
+                unread.push(format!("/{path} {why}"));
+                continue;
+            }
             Some(Kind::Npm) => language::npm(&files.read(&path, &inode, MAX_METADATA)?),
             Some(Kind::Python) => language::python(&files.read(&path, &inode, MAX_METADATA)?),
             Some(Kind::CargoLock) => language::cargo_lock(&files.read(&path, &inode, MAX_METADATA)?),
@@ -105,12 +140,16 @@ pub(crate) fn scan(tree: &Tree, layers: &Layers) -> Result<Vec<Package>, ScanErr
     }
     packages.sort();
     packages.dedup();
-    Ok(packages)
+    Ok(Found { packages, unread })
 }
 
 enum Kind {
     Dpkg,
     Apk,
+    RpmSqlite,
+    RpmNdb,
+    /// Of RPM's, and it cannot be read.
+    RpmUnread,
     Npm,
     Python,
     CargoLock,
@@ -124,6 +163,9 @@ fn kind(path: &str, mode: u16) -> Option<Kind> {
         "status" if dir == "var/lib/dpkg" => Some(Kind::Dpkg),
         _ if dir == "var/lib/dpkg/status.d" && !name.ends_with(".md5sums") => Some(Kind::Dpkg),
         "installed" if dir == "lib/apk/db" || dir == "usr/lib/apk/db" => Some(Kind::Apk),
+        "rpmdb.sqlite" if is_rpm(dir) => Some(Kind::RpmSqlite),
+        "Packages.db" if is_rpm(dir) => Some(Kind::RpmNdb),
+        "Packages" | "rpmdb.sqlite-wal" if is_rpm(dir) => Some(Kind::RpmUnread),
         "package.json" if is_npm(dir) => Some(Kind::Npm),
         "METADATA" if dir.ends_with(".dist-info") => Some(Kind::Python),
         "PKG-INFO" if dir.ends_with(".egg-info") => Some(Kind::Python),
@@ -131,6 +173,11 @@ fn kind(path: &str, mode: u16) -> Option<Kind> {
         _ if mode & 0o111 != 0 => Some(Kind::Program),
         _ => None,
     }
+}
+
+/// Whether a directory is RPM's own.
+fn is_rpm(dir: &str) -> bool {
+    matches!(dir, "var/lib/rpm" | "usr/lib/sysimage/rpm" | "usr/share/rpm")
 }
 
 /// Whether a directory is an installed package's: `node_modules/NAME` or `node_modules/@SCOPE/NAME`.
@@ -197,6 +244,10 @@ mod tests {
         assert!(kind("a/node_modules/x/test/package.json", 0o644).is_none());
         assert!(matches!(kind("usr/bin/x", 0o755), Some(Kind::Program)));
         assert!(kind("etc/passwd", 0o644).is_none());
+        assert!(matches!(kind("var/lib/rpm/rpmdb.sqlite", 0o644), Some(Kind::RpmSqlite)));
+        assert!(matches!(kind("usr/lib/sysimage/rpm/Packages.db", 0o644), Some(Kind::RpmNdb)));
+        assert!(matches!(kind("var/lib/rpm/Packages", 0o644), Some(Kind::RpmUnread)));
+        assert!(kind("srv/Packages", 0o644).is_none());
     }
 
     #[test]

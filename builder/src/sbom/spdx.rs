@@ -3,11 +3,12 @@
 use image::Digest;
 use serde_json::{Value, json};
 
-use super::Package;
+use super::Found;
 use crate::show::rfc3339;
 
 /// The document about an image that has `config`, made at `time`.
-pub(crate) fn document(packages: &[Package], name: &str, config: &Digest, time: i64) -> Value {
+pub(crate) fn document(found: &Found, name: &str, config: &Digest, time: i64) -> Value {
+    let Found { packages, unread } = found;
     let id = |number: usize| format!("SPDXRef-Package-{number}");
     let mut listed = vec![json!({
         "name": name,
@@ -51,16 +52,20 @@ pub(crate) fn document(packages: &[Package], name: &str, config: &Digest, time: 
             "relatedSpdxElement": id(number),
         })
     }));
+    let mut creation = json!({
+        "created": rfc3339(time),
+        "creators": [format!("Tool: rbuild-{}", env!("CARGO_PKG_VERSION"))],
+    });
+    if !unread.is_empty() {
+        creation["comment"] = json!(format!("not complete: {}", unread.join("; ")));
+    }
     json!({
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": name,
         "documentNamespace": format!("urn:rbuild:sbom:{}", config.hex()),
-        "creationInfo": {
-            "created": rfc3339(time),
-            "creators": [format!("Tool: rbuild-{}", env!("CARGO_PKG_VERSION"))],
-        },
+        "creationInfo": creation,
         "packages": listed,
         "relationships": relations,
     })
@@ -68,6 +73,7 @@ pub(crate) fn document(packages: &[Package], name: &str, config: &Digest, time: 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Package;
     use super::*;
 
     #[test]
@@ -79,10 +85,12 @@ mod tests {
             license: Some("MIT".to_owned()),
             found_in: "/lib/apk/db/installed".to_owned(),
         };
-        let document = document(&[package], "x:1", &Digest::of(b"c"), 0);
+        let found = Found { packages: vec![package], unread: vec!["/x is odd".to_owned()] };
+        let document = document(&found, "x:1", &Digest::of(b"c"), 0);
         for key in ["spdxVersion", "dataLicense", "SPDXID", "name", "documentNamespace", "creationInfo"] {
             assert!(!document[key].is_null(), "{key}");
         }
+        assert_eq!(document["creationInfo"]["comment"], "not complete: /x is odd");
         assert_eq!(document["packages"][1]["externalRefs"][0]["referenceLocator"], "pkg:apk/alpine/musl@1");
         assert_eq!(document["relationships"][1]["relatedSpdxElement"], document["packages"][1]["SPDXID"]);
     }

@@ -11,6 +11,7 @@ mod golden;
 mod images;
 mod interrupted;
 mod language;
+mod load;
 mod login;
 mod multi_platform;
 mod object_stores;

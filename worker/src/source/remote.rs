@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::layer::Kind;
 use image::tree::Pick;
-use image::{ChainId, ContentDigest, DiffId};
+use image::{ChainId, ContentDigest, DiffId, Digest};
 use serde::{Deserialize, Serialize};
 use solver::Cancel;
 use solver::key::ResultDigest;
@@ -98,6 +98,15 @@ impl fmt::Debug for Remotes {
     }
 }
 
+/// What a source is, by which it can be found again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The id of a commit.
+    Commit(String),
+    /// The digest of a file.
+    Bytes(Digest),
+}
+
 #[derive(Clone, Debug)]
 enum Pinned {
     Http(Download),
@@ -114,6 +123,14 @@ impl Remotes {
     /// Fetches through `client` into `root`.
     pub fn new(root: Root, client: Rc<Client>, access: Access) -> Self {
         Self { root, client, access, pinned: RefCell::default() }
+    }
+
+    /// What was found of `source`, if it was looked for.
+    pub fn known(&self, source: &Source) -> Option<Known> {
+        Some(match self.pinned.borrow().get(source)? {
+            Pinned::Git(commit) => Known::Commit(commit.as_str().to_owned()),
+            Pinned::Http(download) => Known::Bytes(download.digest),
+        })
     }
 
     /// What `source` is now. No more is fetched than that takes.

@@ -128,6 +128,11 @@ impl Images {
         &self.client
     }
 
+    /// The manifest that was found for `source`, if it was looked for.
+    pub fn known(&self, source: &Source) -> Option<Digest> {
+        self.found.borrow().get(source).map(|found| found.digest())
+    }
+
     /// The image that `reference` means for `platform`.
     pub async fn find(&self, reference: &Reference, platform: &Platform) -> Result<Rc<Found>, ImageError> {
         let key = Source::Image { reference: reference.clone(), platform: platform.clone() };

@@ -1,9 +1,12 @@
 //! What is said about an image beside it.
 
-use image::Platform;
 use image::tree::Tree;
-use serde_json::Value;
+use image::{Digest, Platform};
+use serde_json::{Value, json};
 use solver::Definition;
+use solver::op::Source;
+use worker::source::remote::Known;
+use worker::source::resolve::Images;
 
 use super::Build;
 use crate::attest::{Attestation, Mode, Provenance, provenance};
@@ -19,6 +22,7 @@ impl Build<'_> {
         definition: &Definition,
         image: &AssembledImage,
         times: Option<(i64, i64)>,
+        images: &Images,
     ) -> Result<Vec<Attestation>, Failure> {
         let wanted = &self.request.attestations;
         let mut made = Vec::new();
@@ -26,10 +30,15 @@ impl Build<'_> {
             let layers = self.root.layers();
             let indexes = image.diff_ids().iter().map(|diff_id| layers.index(diff_id));
             let tree = Tree::of_layers(indexes.collect::<Result<Vec<_>, _>>()?);
-            let packages = sbom::scan(&tree, &layers).or_fail(Class::Host)?;
+            let found = sbom::scan(&tree, &layers).or_fail(Class::Host)?;
+            for unread in &found.unread {
+                crate::commands::eprint(&format!(
+                    "WARNING: the bill of materials is not complete: {unread}\n"
+                ));
+            }
             let name = self.request.tags.first().map_or_else(|| "image".to_owned(), |tag| tag.familiar());
             let time = image.config.created.as_deref().and_then(crate::show::parse_rfc3339).unwrap_or(0);
-            let predicate = sbom::document(&packages, &name, &image.config.id(), time);
+            let predicate = sbom::document(&found, &name, &image.config.id(), time);
             made.push(Attestation {
                 predicate_type: "https://spdx.dev/Document",
                 predicate,
@@ -37,7 +46,11 @@ impl Build<'_> {
             });
         }
         if let Some(asked) = &wanted.provenance {
-            made.push(provenance::provenance(asked, &self.facts(definition, &image.platform, times)));
+            let resolved = |source: &Source| self.resolved(source, images);
+            made.push(provenance::provenance(
+                asked,
+                &self.facts(definition, &image.platform, times, &resolved),
+            ));
         }
         Ok(made)
     }
@@ -48,11 +61,13 @@ impl Build<'_> {
         definition: &Definition,
         platform: &Platform,
         times: (i64, i64),
+        images: &Images,
     ) -> Option<Value> {
         self.request.metadata_file.as_ref()?;
         let mode = self.request.metadata_provenance?;
-        let predicate =
-            provenance::predicate(&Provenance::default(), &self.facts(definition, platform, Some(times)));
+        let resolved = |source: &Source| self.resolved(source, images);
+        let facts = self.facts(definition, platform, Some(times), &resolved);
+        let predicate = provenance::predicate(&Provenance::default(), &facts);
         let mut predicate = provenance::version_0_2(&predicate);
         if mode == Mode::Min {
             for key in ["buildConfig", "metadata"] {
@@ -62,11 +77,25 @@ impl Build<'_> {
         Some(predicate)
     }
 
+    /// What a source was in this build.
+    fn resolved(&self, source: &Source, images: &Images) -> Option<Value> {
+        let of = |digest: Digest| json!({ digest.algorithm(): digest.hex() });
+        match source {
+            Source::Image { .. } | Source::OciLayout { .. } => images.known(source).map(of),
+            Source::Local { .. } => None,
+            Source::Git { .. } | Source::Http { .. } => Some(match self.remotes.known(source)? {
+                Known::Commit(commit) => json!({ "sha1": commit }),
+                Known::Bytes(digest) => of(digest),
+            }),
+        }
+    }
+
     fn facts<'a>(
         &'a self,
         definition: &'a Definition,
         platform: &'a Platform,
         times: Option<(i64, i64)>,
+        resolved: &'a dyn Fn(&Source) -> Option<Value>,
     ) -> provenance::Facts<'a> {
         let request = self.request;
         provenance::Facts {
@@ -83,6 +112,8 @@ impl Build<'_> {
                 ContextSource::Remote(url) => Some(url),
                 _ => None,
             },
+            context: self.context.source.as_ref(),
+            resolved,
             invocation: &self.id,
             times,
         }

@@ -103,6 +103,7 @@ impl Build<'_> {
             OutputKind::Tar | OutputKind::Local => progress.handle().task("exporting files"),
             OutputKind::Oci => progress.handle().task("exporting to oci image format"),
             OutputKind::Docker => progress.handle().task("exporting to docker image format"),
+            OutputKind::Load => progress.handle().task("loading into docker"),
         };
         let exported = match output.kind {
             OutputKind::CacheOnly => None,
@@ -122,6 +123,10 @@ impl Build<'_> {
             OutputKind::Tar | OutputKind::Local => {
                 self.export_files(output, made)?;
                 None
+            }
+            OutputKind::Load => {
+                let docker = self.request.docker.as_ref().expect("it was found, or the output is another");
+                Some(export::archive::load(self.root, &images, output, &self.request.tags, docker)?)
             }
             OutputKind::Oci | OutputKind::Docker => {
                 Some(export::archive::export_archive(self.root, &images, output, &self.request.tags)?)

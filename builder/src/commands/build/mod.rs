@@ -37,13 +37,14 @@ use crate::cache::options::Origin;
 use crate::cache::session::Used;
 use crate::cli::BuildArgs;
 use crate::context::Context;
+use crate::docker::Endpoint;
 use crate::export::{AssembledImage, Exported, metadata};
 use crate::failure::{Class, Failure};
 use crate::journal::{self, Journal};
 use crate::named::named_contexts;
 use crate::progress::{Handle, Mode, Progress, Terminal};
 use crate::remote::Fetcher;
-use crate::request::{self, BuildRequest, Call, ContextSource, OnError, Output};
+use crate::request::{self, BuildRequest, Call, ContextSource, OnError, Output, OutputKind};
 use crate::timings::Timings;
 use crate::trace::{self, Tracer};
 
@@ -72,6 +73,7 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
         return Err(Failure::usage("--on-error=shell needs a terminal: there is none")
             .hint("--on-error=keep keeps the sandbox of a step that fails for `rbuild shell`"));
     }
+    find_docker(session, &mut request)?;
     for warning in &request.warnings {
         super::eprint(&format!("WARNING: {warning}\n"));
     }
@@ -88,6 +90,26 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
         request.resources = None;
     }
     Ok(request)
+}
+
+/// Looks for the Docker that images are to be loaded into. Where there is none, they are kept as all images are.
+fn find_docker(session: &Session, request: &mut BuildRequest) -> Result<(), Failure> {
+    let Some(at) = request.outputs.iter().position(|output| output.kind == OutputKind::Load) else {
+        return Ok(());
+    };
+    let context = request.outputs[at].options.get("context").map(String::as_str);
+    let config = &session.places.docker_config;
+    request.docker = Endpoint::find(context, |name| std::env::var(name).ok(), config)?;
+    if request.docker.is_none() {
+        if request.outputs.iter().any(|output| output.kind == OutputKind::Image) {
+            request.outputs.remove(at);
+        } else {
+            request.outputs[at].kind = OutputKind::Image;
+            request.outputs[at].options.remove("context");
+        }
+        request.warnings.push("there is no Docker here: the image is in rbuild's own store".to_owned());
+    }
+    Ok(())
 }
 
 /// Does what a request asks for. Gives the images, one a platform.

@@ -114,7 +114,7 @@ impl Build<'_> {
         if let Some(epoch) = epoch {
             if self.request.outputs.iter().any(|output| !output.rewrites_times()) {
                 let mut image = image.clone();
-                image.attestations = self.attest(&converted.definition, &image, times)?;
+                image.attestations = self.attest(&converted.definition, &image, times, images)?;
                 as_made = Some(image);
             }
             for (diff_id, layer) in image.config.rootfs.diff_ids.iter_mut().zip(&layers) {
@@ -124,11 +124,11 @@ impl Build<'_> {
                 }
             }
         }
-        image.attestations = self.attest(&converted.definition, &image, times)?;
+        image.attestations = self.attest(&converted.definition, &image, times, images)?;
         self.images.borrow_mut().push(image.clone());
         let mounts = save::named(&converted.definition);
         let provenance =
-            self.provenance_for_metadata(&converted.definition, &image.platform, (self.began, now));
+            self.provenance_for_metadata(&converted.definition, &image.platform, (self.began, now), images);
         Ok(Made { image, as_made, layers, epoch, used, mounts, provenance })
     }
 
