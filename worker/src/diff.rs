@@ -1,9 +1,9 @@
 //! What a step wrote, as a layer: overlayfs' upper directory becomes a tar and its index.
 //!
-//! Nothing else is looked at: overlayfs already has every changed file here, deletions as character devices 0:0 and
-//! hidden directories by an extended attribute (Linux, `Documentation/filesystems/overlayfs.rst`). What is not a change
-//! is left out as BuildKit does: directories that were only copied up, marks that hide nothing. Nobody may write to the
-//! directory meanwhile.
+//! Overlayfs already has every changed file here, deletions as character devices 0:0 and hidden directories by an
+//! extended attribute (Linux, `Documentation/filesystems/overlayfs.rst`). As in BuildKit, a hidden directory is compared
+//! with the one that took its place, so that a layer has a whiteout for each name that is gone, and what is not a change
+//! is left out: what was only copied up, deletions of nothing. Nobody may write to the directory meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -17,6 +17,7 @@ use image::layer::{Data, Entry, Kind, LayerIndex, LayerWriter};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::below::Below;
 use crate::inside;
 use crate::isolate::userns::Ids;
 
@@ -44,17 +45,13 @@ impl Marks {
     }
 }
 
-/// The layers below, as far as it matters here: the entry that is seen at a path.
-pub type Lower<'a> = &'a dyn Fn(&BStr) -> Option<Entry>;
-
 /// How an upper directory is read.
-#[derive(Clone)]
-#[expect(missing_debug_implementations, reason = "closures have none")]
+#[derive(Clone, Debug)]
 pub struct Options<'a> {
     /// Where overlayfs' marks are.
     pub marks: Marks,
-    /// What is below; without it, marks and copied-up directories are kept even where they change nothing.
-    pub lower: Option<Lower<'a>>,
+    /// What is below; without it, marks and what was copied up are kept even where they change nothing.
+    pub lower: Option<&'a dyn Below>,
 }
 
 /// An upper directory that could not be made a layer.
@@ -167,16 +164,31 @@ pub fn scan(upper: BorrowedFd<'_>, options: &Options<'_>) -> Result<Vec<Entry>, 
 struct Level {
     path: BString,
     dir: Option<OwnedFd>,
-    // Those to come, the next one last.
-    names: Vec<BString>,
+    // Those to come, the next one last, and whether each is here: of a directory that hides another, the other's names
+    // are here, too.
+    names: Vec<(BString, bool)>,
+    // The directory below, whose names overlayfs does not show, is compared with this one.
+    hides: bool,
+}
+
+/// What follows an entry.
+enum Next {
+    /// The next one.
+    Sibling,
+    /// What is in it; `hides` as in [`Level`].
+    Children { hides: bool },
 }
 
 impl Level {
-    fn open(upper: BorrowedFd<'_>, path: BString) -> Result<Self, DiffError> {
-        let mut level = Self { path, dir: None, names: Vec::new() };
+    fn open(upper: BorrowedFd<'_>, path: BString, hidden: Option<Vec<BString>>) -> Result<Self, DiffError> {
+        let mut level = Self { path, dir: None, names: Vec::new(), hides: hidden.is_some() };
         let names = inside::list(level.dir(upper)?);
-        level.names = names.map_err(|source| DiffError::Read { path: level.path.clone(), source })?;
-        level.names.reverse();
+        let names = names.map_err(|source| DiffError::Read { path: level.path.clone(), source })?;
+        let mut gone = hidden.unwrap_or_default();
+        gone.retain(|name| names.binary_search(name).is_err());
+        level.names = names.into_iter().map(|name| (name, true)).collect();
+        level.names.extend(gone.into_iter().map(|name| (name, false)));
+        level.names.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
         Ok(level)
     }
 
@@ -207,11 +219,11 @@ impl<'a> Scan<'a> {
     }
 
     fn go_through(&mut self, upper: BorrowedFd<'_>) -> Result<(), DiffError> {
-        let mut levels = vec![Level::open(upper, BString::default())?];
+        let mut levels = vec![Level::open(upper, BString::default(), None)?];
         // The root's own attributes are those of the layers below; a step's change to them is not part of a layer in
         // BuildKit either.
         while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.pop() else {
+            let Some((name, is_here)) = level.names.pop() else {
                 let done = levels.pop().expect("it was just looked at");
                 // Nothing below it changed, and it did not either.
                 self.unchanged.retain(|entry| entry.path != done.path);
@@ -222,30 +234,46 @@ impl<'a> Scan<'a> {
                 path.push(b'/');
             }
             path.extend_from_slice(&name);
-            if self.add(level.dir(upper)?, name.as_bstr(), path.as_bstr())? {
+            if !is_here {
+                self.add_whiteout(path.as_bstr());
+                continue;
+            }
+            let in_hiding = level.hides;
+            if let Next::Children { hides } =
+                self.add(level.dir(upper)?, name.as_bstr(), path.as_bstr(), in_hiding)?
+            {
                 // One open directory at a time: trees are deeper than a process may have descriptors.
                 level.dir = None;
-                levels.push(Level::open(upper, path)?);
+                let lower = self.options.lower.filter(|_| hides);
+                let hidden = lower.map(|lower| lower.names(path.as_bstr()));
+                levels.push(Level::open(upper, path, hidden)?);
             }
         }
         Ok(())
     }
 
-    /// Adds what is at `path`, which is `name` in `dir`; `true` if it is a directory to go into.
-    fn add(&mut self, dir: BorrowedFd<'_>, name: &BStr, path: &BStr) -> Result<bool, DiffError> {
+    /// Adds what is at `path`, which is `name` in `dir`, a directory that hides another if `in_hiding`.
+    fn add(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &BStr,
+        path: &BStr,
+        in_hiding: bool,
+    ) -> Result<Next, DiffError> {
         let error = |source| DiffError::Read { path: path.into(), source };
         let stat = rustix::fs::statat(dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Socket {
             tracing::warn!("left the socket {path:?} out of the layer");
-            return Ok(false);
+            return Ok(Next::Sibling);
         }
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
             self.add_whiteout(path);
-            return Ok(false);
+            return Ok(Next::Sibling);
         }
-        if let Some(nanoseconds) = &mut self.nanoseconds {
-            nanoseconds.insert(path.into(), u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
+        let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        if let Some(known) = &mut self.nanoseconds {
+            known.insert(path.into(), nanoseconds);
         }
         let mut entry = Entry {
             path: path.into(),
@@ -256,15 +284,6 @@ impl<'a> Scan<'a> {
             mtime: stat.st_mtime,
             xattrs: BTreeMap::new(),
         };
-        if stat.st_nlink > 1
-            && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
-        {
-            let first = &self.entries[*first];
-            entry.kind = Kind::Hardlink { target: first.path.clone() };
-            entry.xattrs.clone_from(&first.xattrs);
-            self.push(entry);
-            return Ok(false);
-        }
         let mut opaque = false;
         for (name, value) in inside::xattrs_at(dir, name).map_err(error)? {
             match name.strip_prefix(self.options.marks.prefix().as_bytes()) {
@@ -272,11 +291,13 @@ impl<'a> Scan<'a> {
                 // A deletion on a file system without devices; only those of the directory are looked at by overlayfs.
                 Some(b"whiteout") if kind == FileType::RegularFile && stat.st_size == 0 => {
                     self.add_whiteout(path);
-                    return Ok(false);
+                    return Ok(Next::Sibling);
                 }
                 Some(b"redirect" | b"metacopy") => {
                     return Err(DiffError::Elsewhere { path: path.into(), attribute: name });
                 }
+                // The writer leaves these out anyway, and they must not make a difference here.
+                _ if image::layer::whiteout::is_unwanted_xattr(&name) => {}
                 _ => {
                     entry.xattrs.insert(name, value);
                 }
@@ -302,38 +323,75 @@ impl<'a> Scan<'a> {
             _ => return Err(error(Errno::OPNOTSUPP)),
         };
         if kind == FileType::Directory {
-            self.add_directory(entry);
-            return Ok(true);
+            return Ok(Next::Children { hides: self.add_directory(entry, in_hiding) });
+        }
+        if self.was_copied_up(dir, &entry, nanoseconds).map_err(error)? {
+            return Ok(Next::Sibling);
+        }
+        let several = stat.st_nlink > 1 && kind == FileType::RegularFile;
+        if several && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+            entry.kind = Kind::Hardlink { target: self.entries[*first].path.clone() };
+            self.push(entry);
+            return Ok(Next::Sibling);
         }
         self.push(entry);
-        if stat.st_nlink > 1 && kind == FileType::RegularFile {
+        if several {
             self.links.insert((stat.st_dev, stat.st_ino), self.entries.len() - 1);
         }
-        Ok(false)
+        Ok(Next::Sibling)
     }
 
-    fn add_directory(&mut self, mut entry: Entry) {
-        // The writer leaves these out anyway, and they must not make a difference here.
-        entry.xattrs.retain(|name, _| !image::layer::whiteout::is_unwanted_xattr(name));
-        let below = self.options.lower.map(|lower| lower(entry.path.as_bstr()));
-        if let (Some(below), Kind::Directory { opaque, .. }) = (&below, &mut entry.kind) {
-            // Overlayfs marks every new directory; only where another one is below does it hide something.
-            *opaque &= below.as_ref().is_some_and(|below| below.kind.is_dir());
-            if let Some(below) = below
-                && below.kind.is_dir()
-                && !*opaque
-                && (below.mode, below.uid, below.gid) == (entry.mode, entry.uid, entry.gid)
-                && below.xattrs == entry.xattrs
-            {
-                self.unchanged.push(entry);
-                return;
-            }
+    /// Adds a directory; whether it hides another.
+    fn add_directory(&mut self, mut entry: Entry, in_hiding: bool) -> bool {
+        let Some(lower) = self.options.lower else {
+            self.push(entry);
+            return false;
+        };
+        let below = lower.entry(entry.path.as_bstr()).filter(|below| below.kind.is_dir());
+        let opaque = std::mem::replace(&mut entry.kind, DIRECTORY) != DIRECTORY;
+        match &below {
+            Some(below) if have_same_attributes(below, &entry) => self.unchanged.push(entry),
+            _ => self.push(entry),
         }
-        self.push(entry);
+        // Overlayfs marks every new directory; only where another one is below does it hide something.
+        below.is_some() && (opaque || in_hiding)
+    }
+
+    /// Whether what is in `dir` is as it is below, and nobody wrote to it since: then it is here only because its
+    /// attributes were set to what they were, or its name was another in between.
+    fn was_copied_up(&self, dir: BorrowedFd<'_>, entry: &Entry, nanoseconds: u32) -> Result<bool, Errno> {
+        let path = entry.path.as_bstr();
+        let Some((lower, below)) = self.options.lower.and_then(|lower| Some((lower, lower.entry(path)?)))
+        else {
+            return Ok(false);
+        };
+        if below.mtime != entry.mtime || !have_same_attributes(&below, entry) {
+            return Ok(false);
+        }
+        let content = match (&below.kind, &entry.kind) {
+            (Kind::File { size, content, .. }, Kind::File { size: now, .. }) if size == now => Some(content),
+            (kind, now) if kind == now => None,
+            _ => return Ok(false),
+        };
+        // Layers have whole seconds; in what was mounted there may be more.
+        if lower.nanoseconds(path).unwrap_or(0) != nanoseconds {
+            return Ok(false);
+        }
+        let Some(content) = content else { return Ok(true) };
+        let fd = inside::open(
+            dir,
+            image::tree::path::name(path),
+            OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )?;
+        let mut hasher = blake3::Hasher::new();
+        // What cannot be read is an error when it is written into the layer.
+        Ok(hasher.update_reader(File::from(fd)).is_ok()
+            && ContentDigest(*hasher.finalize().as_bytes()) == *content)
     }
 
     fn add_whiteout(&mut self, path: &BStr) {
-        if self.options.lower.is_some_and(|lower| lower(path).is_none()) {
+        if self.options.lower.is_some_and(|lower| lower.entry(path).is_none()) {
             return;
         }
         self.push(Entry {
@@ -354,6 +412,14 @@ impl<'a> Scan<'a> {
     }
 }
 
+const DIRECTORY: Kind = Kind::Directory { opaque: false, implied: false };
+
+/// Whether both have one mode, one owner and the same extended attributes.
+fn have_same_attributes(a: &Entry, b: &Entry) -> bool {
+    let symlinks = matches!((&a.kind, &b.kind), (Kind::Symlink { .. }, Kind::Symlink { .. }));
+    (a.mode == b.mode || symlinks) && (a.uid, a.gid) == (b.uid, b.gid) && a.xattrs == b.xattrs
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, lchown, symlink};
@@ -366,7 +432,34 @@ mod tests {
 
     use super::*;
 
-    fn options(lower: Option<Lower<'_>>) -> Options<'_> {
+    /// The entries of a directory, with the nanoseconds of their times.
+    #[derive(Debug)]
+    struct Scanned {
+        entries: Vec<Entry>,
+        root: OwnedFd,
+    }
+
+    impl Below for Scanned {
+        fn entry(&self, path: &BStr) -> Option<Entry> {
+            let mut entry = self.entries.iter().find(|entry| entry.path == path).cloned()?;
+            if let Kind::File { content, .. } = &mut entry.kind {
+                let fd = inside::open(self.root.as_fd(), path, OFlags::RDONLY, Mode::empty()).unwrap();
+                *content = ContentDigest::of(&io::read_to_string(File::from(fd)).unwrap().into_bytes());
+            }
+            Some(entry)
+        }
+
+        fn names(&self, path: &BStr) -> Vec<BString> {
+            inside::list(inside::open_dir(self.root.as_fd(), path).unwrap().as_fd()).unwrap()
+        }
+
+        fn nanoseconds(&self, path: &BStr) -> Option<u32> {
+            let stat = rustix::fs::statat(&self.root, <&[u8]>::from(path), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            u32::try_from(stat.st_mtime_nsec).ok()
+        }
+    }
+
+    fn options(lower: Option<&dyn Below>) -> Options<'_> {
         Options { marks: Marks::Trusted, lower }
     }
 
@@ -398,8 +491,8 @@ mod tests {
         rustix::mount::unmount(&merged, UnmountFlags::DETACH).unwrap();
         done.unwrap();
 
-        let below = scan(open(&lower).as_fd(), &options(None)).unwrap();
-        let lower = |path: &BStr| below.iter().find(|entry| entry.path == path).cloned();
+        let root = open(&lower);
+        let lower = Scanned { entries: scan(root.as_fd(), &options(None)).unwrap(), root };
         let upper = open(&upper);
         let (tar, index) = write_layer(upper.as_fd(), &options(Some(&lower)), Vec::new()).unwrap();
         assert_eq!(index_tar(&tar[..], io::sink()).unwrap(), index);
@@ -419,6 +512,8 @@ mod tests {
             fs::write(root.join("gone"), "x").unwrap();
             fs::create_dir(root.join("replaced")).unwrap();
             fs::write(root.join("replaced/hidden"), "x").unwrap();
+            fs::create_dir_all(root.join("replaced/again/deep")).unwrap();
+            fs::write(root.join("replaced/again/deep/file"), "x").unwrap();
             fs::create_dir(root.join("untouched")).unwrap();
             fs::write(root.join("untouched/file"), "x").unwrap();
         };
@@ -428,6 +523,7 @@ mod tests {
             fs::remove_dir_all(root.join("replaced")).unwrap();
             fs::create_dir(root.join("replaced")).unwrap();
             fs::write(root.join("replaced/new"), "y").unwrap();
+            fs::create_dir(root.join("replaced/again")).unwrap();
             fs::create_dir(root.join("made")).unwrap();
             fs::write(root.join("made/z"), "data").unwrap();
             fs::hard_link(root.join("made/z"), root.join("made/a")).unwrap();
@@ -472,13 +568,20 @@ mod tests {
                 "made/pipe",
                 "made/z",
                 "replaced",
+                "replaced/again",
+                "replaced/again/deep",
+                "replaced/hidden",
                 "replaced/new"
             ]
         );
         let get = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
         assert_eq!(get("gone").kind, Kind::Whiteout);
         assert_eq!(get("made").kind, Kind::Directory { opaque: false, implied: false });
-        assert_eq!(get("replaced").kind, Kind::Directory { opaque: true, implied: false });
+        assert_eq!(get("replaced").kind, DIRECTORY);
+        assert_eq!(
+            (&get("replaced/hidden").kind, &get("replaced/again/deep").kind),
+            (&Kind::Whiteout, &Kind::Whiteout)
+        );
         let file = get("made/a");
         assert!(
             matches!(file.kind, Kind::File { size: 4, content, .. } if content == ContentDigest::of(b"data"))
@@ -488,6 +591,37 @@ mod tests {
         assert_eq!(get("made/z").kind, Kind::Hardlink { target: "made/a".into() });
         assert_eq!(get("made/link").kind, Kind::Symlink { target: "../../outside".into() });
         assert_eq!(get("made/null").kind, Kind::CharDevice { major: 1, minor: 3 });
+    }
+
+    #[test]
+    fn what_was_only_copied_up_is_no_change() {
+        let before = |root: &Path| {
+            for name in ["owned", "moved", "linked", "written", "d/file"] {
+                fs::create_dir_all(root.join("d")).unwrap();
+                fs::write(root.join(name), "x").unwrap();
+            }
+            symlink("owned", root.join("symlink")).unwrap();
+            let old = rustix::fs::Timespec { tv_sec: 1000, tv_nsec: 0 };
+            let old = rustix::fs::Timestamps { last_access: old, last_modification: old };
+            for name in ["owned", "moved"] {
+                rustix::fs::utimensat(CWD, root.join(name), &old, AtFlags::empty()).unwrap();
+            }
+        };
+        let step = |root: &Path| {
+            for name in ["owned", "symlink", "d", "d/file"] {
+                lchown(root.join(name), Some(0), Some(0)).unwrap();
+            }
+            fs::rename(root.join("moved"), root.join("x")).unwrap();
+            fs::rename(root.join("x"), root.join("moved")).unwrap();
+            fs::hard_link(root.join("linked"), root.join("linked-2")).unwrap();
+            fs::hard_link(root.join("linked"), root.join("linked-3")).unwrap();
+            // The same bytes, but written.
+            fs::write(root.join("written"), "x").unwrap();
+        };
+        let Some(entries) = changes(before, step) else { return };
+        assert_eq!(names(&entries), ["linked-2", "linked-3", "written"]);
+        assert!(matches!(entries[1].kind, Kind::File { size: 1, .. }), "{:?}", entries[1]);
+        assert_eq!(entries[2].kind, Kind::Hardlink { target: "linked-2".into() });
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod error;
 
 pub mod source;
 
+pub mod below;
 pub mod diff;
 pub mod file;
 pub mod inside;

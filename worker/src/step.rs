@@ -8,7 +8,6 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bstr::BStr;
 use image::tree::resolve::{Last, resolve};
 use image::tree::{CopyError, Tree, accounts};
 use image::{ContentDigest, DiffId};
@@ -26,6 +25,7 @@ use store::root::{Root, now};
 use store::temp::WorkDir;
 use store::timing::{self, Of};
 
+use crate::below::Mounted;
 use crate::diff::{self, Marks};
 use crate::error::WorkerError;
 use crate::exec::agent::Agent;
@@ -120,8 +120,13 @@ impl Worker {
             return Err(WorkerError::Step { command, exit: Box::new(exit), disk_full });
         }
         self.restore_times(&ready.upper, &ready.layers, &ready.times)?;
+        let lowers = match ready.plan.root {
+            exec::Root::Overlay { lowers, .. } => lowers,
+            _ => Vec::new(),
+        };
+        let lower = Mounted { tree: ready.tree, lowers };
         let stored = self
-            .store_upper(&ready.upper, ready.tree, of, &job.cancel)
+            .store_upper(&ready.upper, lower, of, &job.cancel)
             .await
             .map_err(|error| if job.cancel.is_cancelled() { WorkerError::Cancelled } else { error })?;
         if self.keeps_changes() {
@@ -513,7 +518,7 @@ impl Worker {
     async fn store_upper(
         &self,
         upper: &Path,
-        lower: Tree,
+        lower: Mounted,
         of: Of,
         cancel: &Cancel,
     ) -> Result<Stored, WorkerError> {
@@ -524,7 +529,6 @@ impl Worker {
         let marks = self.marks();
         let small = diff::is_small(fd.as_fd());
         let write = move || -> Result<Stored, WorkerError> {
-            let lower = |path: &BStr| lower.get(path).map(|node| node.entry.clone());
             let options = diff::Options { marks, lower: Some(&lower) };
             let diff = timing::phase("diff", of);
             let entries = diff::scan(fd.as_fd(), &options)?;
