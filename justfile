@@ -19,6 +19,10 @@ test:
 fuzz cases="200000" size="4000000":
     PROPTEST_CASES={{cases}} RBUILD_FUZZ_SIZE={{size}} cargo test -p frontend -p image -- --nocapture
 
+# End a build at every system call that changes something, damage every stored file, fill the disk: about 20 minutes, as root
+crash:
+    RBUILD_EXHAUSTIVE=1 cargo test -p tests --test runner -- crash_points:: --nocapture
+
 # Format, lint, and look for unused dependencies and forbidden licences
 check:
     cargo fmt --all

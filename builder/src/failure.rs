@@ -99,9 +99,7 @@ impl Failure {
                 message.push_str(": ");
                 message.push_str(&text);
             }
-            if let Some(io) = error.downcast_ref::<std::io::Error>()
-                && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-            {
+            if is_disk_full(error) {
                 class = Class::Disk;
             }
             cause = error.source();
@@ -341,6 +339,7 @@ fn image(error: &ImageError) -> (Class, Option<String>) {
         }
         ImageError::Layout { source, .. } => archive(source),
         ImageError::Config { .. } | ImageError::Nested(_) => (Class::Network, None),
+        ImageError::Damaged(_) => (Class::Host, None),
         ImageError::NotImage => (Class::Internal, None),
     }
 }
@@ -407,6 +406,15 @@ impl<T, E: StdError + 'static> OrFail<T> for Result<T, E> {
     }
 }
 
+fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
+    use rustix::io::Errno;
+    use std::io::ErrorKind;
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|io| matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+        || error.downcast_ref::<Errno>().is_some_and(|errno| matches!(*errno, Errno::NOSPC | Errno::DQUOT))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -439,5 +447,7 @@ mod tests {
             assert_eq!(failure.class, Class::Disk, "{failure}");
             assert_eq!(failure.hints.len(), 1, "{failure}");
         }
+        assert_eq!(Failure::of(Class::Host, &rustix::io::Errno::NOSPC).class, Class::Disk);
+        assert_eq!(Failure::of(Class::Host, &rustix::io::Errno::PERM).class, Class::Host);
     }
 }

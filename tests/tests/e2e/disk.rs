@@ -2,19 +2,19 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tests::watch::{processes_with, wait_for};
 use tests::{Base, Outcome, TestEnv};
 
 /// A file system of its own at the state directory of an environment. Unmounted when dropped.
-struct Mounted {
+pub(super) struct Mounted {
     at: PathBuf,
 }
 
 impl Mounted {
-    fn tmpfs(env: &TestEnv, size: &str) -> Self {
+    pub(super) fn tmpfs(env: &TestEnv, size: &str) -> Self {
         let at = env.root();
         std::fs::create_dir(&at).expect("a directory can be made");
         run(Command::new("mount")
@@ -45,13 +45,20 @@ impl Mounted {
 
     /// `None`, said aloud: this host mounts no loop devices.
     fn ext4(env: &TestEnv) -> Option<Self> {
+        Self::made("ext4", env)
+    }
+
+    /// Made by `mkfs` for this kind, if there is one; `None`, said aloud: this host does not have it.
+    pub(super) fn made(kind: &str, env: &TestEnv) -> Option<Self> {
         let (at, file) = (env.root(), env.work().join("disk"));
         std::fs::create_dir(&at).expect("a directory can be made");
         let disk = std::fs::File::create(&file).expect("a file can be made");
-        disk.set_len(256 << 20).expect("a file can be as long");
-        run(Command::new("mkfs.ext4").arg("-q").arg(&file));
-        if !mount_loop(&file, &at) {
-            skipped("this host mounts no ext4 on loop devices");
+        // The least that XFS takes.
+        disk.set_len(320 << 20).expect("a file can be as long");
+        let made = Command::new(format!("mkfs.{kind}")).arg("-q").arg(&file).stdout(Stdio::null()).status();
+        if !made.is_ok_and(|made| made.success()) || !mount_loop(kind, &file, &at) {
+            skipped(&format!("this host makes no {kind} on loop devices"));
+            std::fs::remove_dir(&at).expect("nothing is mounted");
             return None;
         }
         run(Command::new("chmod").arg("0700").arg(&at));
@@ -68,7 +75,7 @@ impl Mounted {
             Outcome::of(Command::new("umount").arg(&self.at)).status.success()
         });
         assert!(unmounted.is_some(), "something keeps {} busy", self.at.display());
-        assert!(mount_loop(&env.work().join("disk"), &self.at), "it was mounted before");
+        assert!(mount_loop("ext4", &env.work().join("disk"), &self.at), "it was mounted before");
     }
 }
 
@@ -78,8 +85,8 @@ impl Drop for Mounted {
     }
 }
 
-fn mount_loop(file: &Path, at: &Path) -> bool {
-    let mount = Outcome::of(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(file).arg(at));
+fn mount_loop(kind: &str, file: &Path, at: &Path) -> bool {
+    let mount = Outcome::of(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(file).arg(at));
     mount.status.success()
 }
 

@@ -1,6 +1,8 @@
 //! The same inputs give the same image, wherever and however it is built.
 
-use tests::{Base, Outcome, TestEnv};
+use tests::{Base, DockerRegistry, Outcome, TestEnv};
+
+use super::disk::Mounted;
 
 const DOCKERFILE: &str = "FROM busybox:1\nARG SOURCE_DATE_EPOCH\nWORKDIR /w\n\
                           RUN echo one > f && ln f g && mkdir d && rm -rf /home\nCOPY --chmod=0600 a b /x/\nUSER nobody\n";
@@ -25,15 +27,85 @@ fn with_epoch(mut env: TestEnv, epoch: &str) -> TestEnv {
     env
 }
 
+/// Dockerfiles with all that could tell one host, user or moment from another.
+const DOCKERFILES: &[(&str, &str)] = &[
+    ("plain", DOCKERFILE),
+    (
+        "graph",
+        "FROM busybox:1 AS base\nRUN echo 'me:x:1234:1234::/home/me:/bin/sh' >> /etc/passwd && mkdir -p /home/me && chown 1234:1234 /home/me && echo x > /x\nFROM base AS left\nRUN cat /x > /l && mkdir -m 1777 /t\n\
+         FROM base AS right\nRUN ln -s /x /r && touch -d @1234567890 /old\nFROM base\nCOPY --link --chown=1234 a /linked/a\n\
+         COPY --from=left /l /t /left/\nCOPY --from=right /r /old /right/\nUSER me\nRUN echo $HOME > ~/home && umask > ~/umask\n",
+    ),
+    (
+        "large",
+        "FROM busybox:1\nRUN i=0; while [ $i -lt 200000 ]; do echo line $i; i=$((i + 1)); done > /lines\n\
+         ADD a b /d/\nCOPY <<EOF /heredoc\ntext\nEOF\nRUN sort -r /lines > /sorted; date +%Z > /zone; locale > /locale 2>/dev/null; rm /lines\n",
+    ),
+];
+
+/// The digests of their images, compressed, when built by `rbuild` behind these words.
+fn digests(env: &TestEnv, before: &[&str], flags: &[&str]) -> Vec<String> {
+    let build = |(name, dockerfile): &(&str, &str)| {
+        let context = env.context(name, &[("Dockerfile", dockerfile), ("a", "1"), ("b", "2")]);
+        let metadata = env.work().join("metadata.json");
+        let mut words = before.to_vec();
+        let program = tests::env::rbuild().to_str().expect("its path is text");
+        words.extend([program, "build", "-o", "type=oci,dest=out.tar", "--metadata-file"]);
+        let mut command = env.command(words[0].as_ref());
+        // Each cache has its place.
+        let flags = flags.iter().map(|flag| flag.replace("NAME", name));
+        command.args(&words[1..]).arg(&metadata).args(flags).arg(context);
+        let _ = Outcome::of(&mut command).ok();
+        let text = std::fs::read_to_string(metadata).expect("it was written");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+        value["containerimage.digest"].as_str().expect("an image was made").to_owned()
+    };
+    DOCKERFILES.iter().map(build).collect()
+}
+
 #[test]
-fn who_builds_and_how_makes_no_difference() {
-    let root = with_epoch(TestEnv::new(), "1700000000");
-    let first = digest(&root, &[]);
-    assert_eq!(digest(&root, &[]), first, "from the cache");
-    assert_eq!(digest(&root, &["--no-cache", "--jobs=1"]), first, "one at a time");
-    assert_eq!(digest(&root, &["--no-cache", "--jobs=2"]), first, "two at a time");
-    assert_eq!(digest(&with_epoch(TestEnv::new(), "1700000000"), &[]), first, "in another place");
-    assert_eq!(digest(&with_epoch(TestEnv::rootless(), "1700000000"), &[]), first, "as a user");
+fn who_builds_where_and_how_makes_no_difference() {
+    const EPOCH: &str = "1700000000";
+    let root = with_epoch(TestEnv::new(), EPOCH);
+    let registry = DockerRegistry::start();
+    let caches = root.work().join("caches").display().to_string();
+    let local = format!("--cache-to=type=local,mode=max,dest={caches}/NAME");
+    let remote = format!("--cache-to=type=registry,mode=max,ref={}/cache:NAME", registry.address());
+    let first = digests(&root, &[], &[&local, &remote]);
+    let mut wrong = Vec::new();
+    let mut check = |how: &str, digests: Vec<String>| {
+        if digests != first {
+            wrong.push(format!("{how}: {digests:?}"));
+        }
+    };
+    check("from the cache", digests(&root, &[], &[]));
+    check("one step at a time", digests(&root, &[], &["--no-cache", "--jobs=1"]));
+    check("on one processor", digests(&root, &["taskset", "-c", "0"], &["--no-cache"]));
+    for umask in ["000", "077"] {
+        let line = format!("umask {umask}; exec \"$@\"");
+        check(&line, digests(&root, &["sh", "-c", &line, "sh"], &["--no-cache"]));
+    }
+    let elsewhere =
+        ["env", "TZ=Asia/Kathmandu", "LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8", "HOME=/", "USER=x"];
+    check("in another country", digests(&root, &elsewhere, &["--no-cache"]));
+
+    let local = format!("--cache-from=type=local,src={caches}/NAME");
+    let remote = format!("--cache-from=type=registry,ref={}/cache:NAME", registry.address());
+    check("with an imported cache", digests(&with_epoch(TestEnv::new(), EPOCH), &[], &[&local]));
+    check("with a cache from a registry", digests(&with_epoch(TestEnv::new(), EPOCH), &[], &[&remote]));
+    check("as a user", digests(&with_epoch(TestEnv::rootless(), EPOCH), &[], &[]));
+    check("as root of a container", digests(&with_epoch(TestEnv::container_root(), EPOCH), &[], &[]));
+
+    let env = TestEnv::new();
+    let _mounted = Mounted::tmpfs(&env, "128m");
+    check("on tmpfs", digests(&with_epoch(env, EPOCH), &[], &[]));
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let env = TestEnv::new();
+        if let Some(_mounted) = Mounted::made(kind, &env) {
+            check(kind, digests(&with_epoch(env, EPOCH), &[], &[]));
+        }
+    }
+    assert!(wrong.is_empty(), "at first: {first:?}\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -63,6 +63,9 @@ pub enum ImageError {
     /// There is no such image here, and no registry is to be asked.
     #[error("there is no image {} on this host", .0.familiar())]
     NotHere(Box<Reference>),
+    /// It has a name here, and its manifest or config is lost.
+    #[error("image {} is damaged on this host, and no registry has it: build, load or pull it again", .0.familiar())]
+    Damaged(Box<Reference>),
     /// It is for other platforms.
     #[error("image {reference} has no manifest for {platform}; it has {available}", reference = reference.familiar())]
     Platform {
@@ -167,15 +170,27 @@ impl Images {
             return Ok(found);
         }
         if self.policy == Policy::Never {
-            return Err(ImageError::NotHere(Box::new(reference.clone())));
+            return Err(self.lost(reference)?);
         }
         match self.ask_registry(reference, platform).await {
             // An image that was only ever built here has no registry to be newer in.
-            Err(ImageError::Registry { .. }) if self.root.tags().get(reference)?.is_some() => self
-                .look_here(reference, platform)?
-                .ok_or_else(|| ImageError::NotHere(Box::new(reference.clone()))),
+            Err(ImageError::Registry { .. }) if self.root.tags().get(reference)?.is_some() => {
+                match self.look_here(reference, platform)? {
+                    Some(found) => Ok(found),
+                    None => Err(self.lost(reference)?),
+                }
+            }
             result => result,
         }
+    }
+
+    /// What to say of an image that is not here, or not whole.
+    fn lost(&self, reference: &Reference) -> Result<ImageError, StoreError> {
+        let reference = Box::new(reference.clone());
+        Ok(match self.root.tags().get(&reference)? {
+            Some(_) => ImageError::Damaged(reference),
+            None => ImageError::NotHere(reference),
+        })
     }
 
     fn look_here(&self, reference: &Reference, platform: &Platform) -> Result<Option<Found>, ImageError> {
