@@ -19,7 +19,7 @@ test:
 fuzz cases="200000" size="4000000":
     PROPTEST_CASES={{cases}} RBUILD_FUZZ_SIZE={{size}} cargo test -p frontend -p image -- --nocapture
 
-# End a build at every system call that changes something, damage every stored file, fill the disk: about 20 minutes, as root
+# End a build at every system call that changes something, damage every stored file, fill the disk: about 5 minutes, as root
 crash:
     RBUILD_EXHAUSTIVE=1 cargo test -p tests --test runner -- crash_points:: --nocapture
 

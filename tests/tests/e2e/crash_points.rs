@@ -164,6 +164,9 @@ fn a_disk_that_is_full_at_any_point_is_said_and_pruned() {
     assert!(codes.contains(&0) && codes.contains(&7), "{codes:?}");
 }
 
+/// What it is called, and how it is done to a file.
+type Damage = (&'static str, fn(&Path));
+
 fn files_below(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory can be listed") {
         let entry = entry.expect("a directory can be listed");
@@ -195,7 +198,7 @@ fn whatever_is_damaged_in_the_store_no_image_is_wrong() {
     files.sort();
     files.retain(|file| !file.starts_with(root.join("builds")) && !file.starts_with(root.join("reserve")));
     assert!(files.len() > 10, "{files:?}");
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [Damage; 4] = [
         ("a flipped bit", |path| {
             let mut bytes = fs::read(path).expect("a file can be read");
             let middle = bytes.len() / 2;
