@@ -271,7 +271,7 @@ impl Imports {
     pub(crate) async fn bring_layer(&self, diff_id: DiffId) -> bool {
         for import in self.loaded().await {
             let Some(blob) = import.blobs.get(&diff_id) else { continue };
-            let (speeds, place) = (self.root.speeds(), import.place.name());
+            let (speeds, place, blob_size) = (self.root.speeds(), import.place.name(), blob.size);
             let transfer = speeds.begin(&place);
             let brought = match &import.place {
                 Place::Registry(_) => continue,
@@ -284,7 +284,11 @@ impl Imports {
             };
             match brought {
                 Ok(true) => {
-                    transfer.end(self.root.layers().size(&diff_id).ok().flatten().unwrap_or(0));
+                    // A compressed form is unpacked when somebody reads it: how long its tar is, its record says.
+                    let size = self.root.layers().size(&diff_id).ok().flatten();
+                    let records = || import.index.steps.values().map(|step| &step.record);
+                    let recorded = || Some(records().find(|record| record.layer == diff_id)?.bytes);
+                    transfer.end(size.or_else(recorded).unwrap_or(blob_size));
                     return true;
                 }
                 Ok(false) => {}
