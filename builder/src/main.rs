@@ -109,6 +109,7 @@ fn run(cli: cli::Cli, session: &Session) -> Result<(), Failure> {
         Command::Logout(args) => commands::registry::logout(session, &args),
         Command::Explain(args) => commands::explain::explain(session, &args),
         Command::Run(args) => commands::run::run(session, &args),
+        Command::Cp(args) => commands::cp::cp(session, &args),
         Command::Save(args) => commands::archive::save(session, &args),
         Command::Load(args) => commands::archive::load(session, &args),
         Command::Du(args) => commands::housekeeping::du(session, &args),

@@ -13,6 +13,9 @@ pub(crate) struct PushArgs {
     /// Compression of layers that have none yet: gzip, zstd, uncompressed
     #[arg(long, value_name = "TYPE", default_value = "gzip", value_parser = ["gzip", "zstd", "uncompressed"])]
     pub(crate) compression: String,
+    /// Push all tags of the name
+    #[arg(short, long, conflicts_with = "destination")]
+    pub(crate) all_tags: bool,
     /// Level of the compression
     #[arg(long, value_name = "N")]
     pub(crate) compression_level: Option<i32>,
@@ -33,6 +36,9 @@ pub(crate) struct PullArgs {
     /// Platform of the image
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
+    /// Pull all tags that the registry has of the name
+    #[arg(short, long)]
+    pub(crate) all_tags: bool,
     /// Image
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
     pub(crate) image: String,
@@ -128,6 +134,23 @@ pub(crate) struct LoadArgs {
     /// Print nothing but names
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `rbuild cp`
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// Follow a link that the path names
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Platform of the image
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// A file or directory of an image; `PATH/.` is what is in a directory
+    #[arg(value_name = "IMAGE:PATH")]
+    pub(crate) source: String,
+    /// Where to; `-` for a tar on standard output
+    #[arg(value_name = "DEST")]
+    pub(crate) dest: String,
 }
 
 /// `rbuild login`

@@ -18,7 +18,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 pub(crate) use build::BuildArgs;
 pub(crate) use builds::{BuildsArgs, LogsArgs};
 pub(crate) use image::{
-    CompletionArgs, DoctorArgs, DuArgs, ExplainArgs, HistoryArgs, ImagesArgs, InspectArgs, LoadArgs,
+    CompletionArgs, CpArgs, DoctorArgs, DuArgs, ExplainArgs, HistoryArgs, ImagesArgs, InspectArgs, LoadArgs,
     LoginArgs, LogoutArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
 };
 pub(crate) use index::{IndexArgs, IndexCommand, IndexCreateArgs, IndexInspectArgs};
@@ -77,6 +77,8 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from a tar archive
     Load(LoadArgs),
+    /// Copy files out of an image
+    Cp(CpArgs),
     /// Log in to a registry
     Login(LoginArgs),
     /// Log out of a registry

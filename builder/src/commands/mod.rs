@@ -4,6 +4,7 @@ pub(crate) mod archive;
 pub(crate) mod build;
 pub(crate) mod builds;
 pub(crate) mod call;
+pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod housekeeping;

@@ -31,34 +31,59 @@ pub(crate) fn push(session: &Session, args: &PushArgs) -> Result<(), Failure> {
     };
     let compression = Compression::new(algorithm, args.compression_level)
         .map_err(|error| Failure::usage(error.to_string()))?;
-    let target = args.destination.as_deref().unwrap_or(&args.image);
-    let target = parse(target)?.with_default_tag();
-    if target.digest.is_some() {
-        return Err(Failure::usage(format!("could not push to {}: a tag is needed", target.familiar())));
-    }
     let root = session.open()?;
-    let image = find(&root, &args.image)?;
+    let name = parse(args.destination.as_deref().unwrap_or(&args.image))?;
+    let targets: Vec<(Descriptor, Reference)> = match args.all_tags {
+        false => {
+            let target = name.clone().with_default_tag();
+            if target.digest.is_some() {
+                return Err(Failure::usage(format!(
+                    "could not push to {}: a tag is needed",
+                    target.familiar()
+                )));
+            }
+            vec![(find(&root, &args.image)?, target)]
+        }
+        true => {
+            without_tag(&name)?;
+            let tags = root.tags().list()?.into_iter().filter(|tag| tag.reference.name() == name.name());
+            let targets: Vec<_> = tags.map(|tag| (tag.descriptor, tag.reference)).collect();
+            if targets.is_empty() {
+                return Err(Failure::usage(format!("no image is called {}", name.familiar())));
+            }
+            targets
+        }
+    };
     let client = registry::client(&session.places)?;
     if !args.quiet {
-        print(|out| writeln!(out, "The push refers to repository [{}]", target.name()))?;
+        print(|out| writeln!(out, "The push refers to repository [{}]", name.name()))?;
     }
-    let options = push::Options { compression, force: false, oci: !image.media_type.contains("docker") };
-    let transfers = Transfers::new("Pushing", args.quiet);
-    let pushed = session.runtime()?.block_on(until_stopped(async {
-        Ok(push::push(&root, &client, &image, &target, &options, &transfers).await?)
-    }))?;
-    transfers.finish();
-    root.flush()?;
-    print(|out| match args.quiet {
-        true => writeln!(out, "{}", pushed.digest),
-        false => writeln!(
-            out,
-            "{}: digest: {} size: {}",
-            target.tag.as_deref().unwrap_or_default(),
-            pushed.digest,
-            pushed.size
-        ),
-    })
+    for (image, target) in targets {
+        let options = push::Options { compression, force: false, oci: !image.media_type.contains("docker") };
+        let transfers = Transfers::new("Pushing", args.quiet);
+        let pushed = session.runtime()?.block_on(until_stopped(async {
+            Ok(push::push(&root, &client, &image, &target, &options, &transfers).await?)
+        }))?;
+        transfers.finish();
+        root.flush()?;
+        let tag = target.tag.as_deref().unwrap_or_default();
+        print(|out| match args.quiet {
+            true => writeln!(out, "{}", pushed.digest),
+            false => writeln!(out, "{tag}: digest: {} size: {}", pushed.digest, pushed.size),
+        })?;
+    }
+    Ok(())
+}
+
+/// A name that is to mean all of its tags.
+fn without_tag(name: &Reference) -> Result<(), Failure> {
+    match name.tag.is_some() || name.digest.is_some() {
+        true => Err(Failure::usage(format!(
+            "--all-tags is for a name without a tag, not for {}",
+            name.familiar()
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// `rbuild pull`
@@ -70,21 +95,39 @@ pub(crate) fn pull(session: &Session, args: &PullArgs) -> Result<(), Failure> {
     };
     let root = session.open()?;
     let client = registry::client(&session.places)?;
+    if args.all_tags {
+        without_tag(&reference)?;
+        let tags =
+            session.runtime()?.block_on(until_stopped(async { Ok(client.tags(&reference).await?) }))?;
+        for tag in tags {
+            let one = Reference { tag: Some(tag), ..reference.clone() };
+            pull_one(session, &root, client.clone(), one, &platform, args.quiet)?;
+        }
+        return Ok(());
+    }
     if !args.quiet && reference.tag.is_none() && reference.digest.is_none() {
         print(|out| writeln!(out, "Using default tag: latest"))?;
     }
-    let reference = reference.with_default_tag();
-    let transfers = Transfers::new("Downloading", args.quiet);
+    pull_one(session, &root, client, reference.with_default_tag(), &platform, args.quiet)
+}
+
+fn pull_one(
+    session: &Session,
+    root: &Root,
+    client: Client,
+    reference: Reference,
+    platform: &Platform,
+    quiet: bool,
+) -> Result<(), Failure> {
+    let transfers = Transfers::new("Downloading", quiet);
     let pulled = session.runtime()?.block_on(until_stopped(async {
-        Pull { root: &root, client, reference: &reference, platform: &platform, transfers: &transfers }
-            .run()
-            .await
+        Pull { root, client, reference: &reference, platform, transfers: &transfers }.run().await
     }))?;
     transfers.finish();
     root.flush()?;
     let name = reference.familiar();
     print(|out| {
-        if !args.quiet {
+        if !quiet {
             writeln!(out, "Digest: {}", pulled.descriptor.digest)?;
             match pulled.new {
                 true => writeln!(out, "Status: Downloaded newer image for {name}")?,

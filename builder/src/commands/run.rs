@@ -126,7 +126,7 @@ fn refused(error: &SpawnError) -> Result<u8, Failure> {
 }
 
 /// The image's config; its layers are here when this returns.
-async fn find(
+pub(super) async fn find(
     root: &Root,
     images: &Images,
     client: &Client,

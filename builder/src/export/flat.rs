@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use bstr::BString;
 use image::digest::Hasher;
-use image::layer::index::path_cmp;
+use image::layer::index::{is_below, path_cmp};
 use image::layer::{Data, Entry, Kind, LayerWriter};
-use image::tree::{InodeId, Location, Tree};
+use image::tree::path::join;
+use image::tree::{InodeId, Location, Node, Tree};
 use image::{DiffId, Digest};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 use store::error::StoreError;
@@ -40,13 +41,29 @@ pub(crate) enum FlatError {
 /// What is written out of one image.
 #[derive(Clone, Debug)]
 pub(crate) struct Part<'a> {
-    /// The directory it goes into; empty for none.
+    /// The directory it goes into; empty for none. Of a part of the tree, what that is called there.
     pub(crate) directory: String,
+    /// The part of the tree that is written; empty for all of it.
+    pub(crate) top: BString,
     pub(crate) tree: &'a Tree,
     /// The time of all files, as in BuildKit.
     pub(crate) epoch: Option<i64>,
     /// Files beside those of the tree, by name: what is said about them.
     pub(crate) documents: Vec<(String, Vec<u8>)>,
+}
+
+impl<'a> Part<'a> {
+    fn nodes(&self) -> impl Iterator<Item = Node<'a>> {
+        let top = self.top.clone();
+        let is_in = move |path: &BString| *path == top || is_below(path, &top);
+        self.tree.walk(self.tree.root()).filter(move |node| is_in(&node.entry.path))
+    }
+
+    /// A path below what is written.
+    fn rest<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+        let rest = &path[self.top.len()..];
+        rest.strip_prefix(b"/").unwrap_or(rest)
+    }
 }
 
 /// Writes all of `parts` as one tar to `out`.
@@ -59,11 +76,12 @@ pub(crate) fn write_tar(parts: &[Part<'_>], layers: &Layers, out: impl Write) ->
     let mut entries: Vec<(Entry, Bytes<'_>)> = Vec::new();
     for part in parts {
         let below = |path: &[u8]| -> BString {
+            let path = part.rest(path);
             let slash: &[u8] = if part.directory.is_empty() || path.is_empty() { b"" } else { b"/" };
             [part.directory.as_bytes(), slash, path].concat().into()
         };
         let mut names: HashMap<InodeId, BString> = HashMap::new();
-        for node in part.tree.walk(part.tree.root()) {
+        for node in part.nodes() {
             let mut entry = dated(node.entry.clone(), part.epoch);
             let mut bytes = Bytes::None;
             if let Some(inode) = node.inode() {
@@ -77,12 +95,14 @@ pub(crate) fn write_tar(parts: &[Part<'_>], layers: &Layers, out: impl Write) ->
                 }
             }
             entry.path = below(&entry.path);
-            entries.push((entry, bytes));
+            if !entry.path.is_empty() {
+                entries.push((entry, bytes));
+            }
         }
         for (name, text) in &part.documents {
             let content = image::ContentDigest::of(text);
             let entry = Entry {
-                path: below(name.as_bytes()),
+                path: below(&join(&part.top, name.as_bytes())),
                 kind: Kind::File { size: text.len() as u64, offset: 0, content },
                 mode: 0o600,
                 uid: 0,
@@ -153,21 +173,30 @@ fn dated(mut entry: Entry, epoch: Option<i64>) -> Entry {
 /// `dest` is the user's own directory and what is written is a stranger's: a symbolic link of the tree is made last, so
 /// that nothing is ever written through it; one that was there before is replaced, not followed.
 pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> Result<(), FlatError> {
-    let Part { directory, tree, epoch, documents } = part;
-    let dest = &dest.join(directory);
+    let Part { directory, top, epoch, documents, .. } = part;
+    let dest = &if directory.is_empty() { dest.to_owned() } else { dest.join(directory) };
     let epoch = *epoch;
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| FlatError::Io { path, source }
     };
-    fs::create_dir_all(dest).map_err(at(dest))?;
+    let is_dir = top.is_empty() || part.tree.get(top).is_some_and(|node| node.is_dir());
+    let first = if is_dir { Some(dest.as_path()) } else { dest.parent() };
+    if let Some(first) = first {
+        fs::create_dir_all(first).map_err(at(first))?;
+    }
     let mut files = LayerFiles::new(layers);
     let mut names: HashMap<InodeId, PathBuf> = HashMap::new();
     let mut links = Vec::new();
     let mut dirs = Vec::new();
-    for node in tree.walk(tree.root()) {
+    for node in part.nodes() {
         let entry = dated(node.entry.clone(), epoch);
-        let path = dest.join(std::ffi::OsStr::from_bytes(&entry.path));
+        let path = match part.rest(&entry.path) {
+            // The directory that was there is the caller's.
+            b"" if directory.is_empty() => continue,
+            b"" => dest.clone(),
+            rest => dest.join(std::ffi::OsStr::from_bytes(rest)),
+        };
         if let Some(inode) = node.inode() {
             make_way(&path, false).map_err(at(&path))?;
             if let Some(first) = names.get(&inode.id) {
@@ -343,7 +372,13 @@ mod tests {
         fs::create_dir(&out).unwrap();
         std::os::unix::fs::symlink("/nonexistent", out.join("d")).unwrap();
         let said = vec![("provenance.json".to_owned(), b"{}".to_vec())];
-        let part = Part { directory: String::new(), tree: &tree, epoch: None, documents: said };
+        let part = Part {
+            directory: String::new(),
+            top: BString::default(),
+            tree: &tree,
+            epoch: None,
+            documents: said,
+        };
         write_directory(&part, &root.layers(), &out).unwrap();
         assert_eq!(fs::read(out.join("provenance.json")).unwrap(), b"{}");
         assert_eq!(fs::read(out.join("d/a")).unwrap(), b"new");

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use image::manifest::{Document, media_type};
 use image::{Descriptor, Digest, Reference};
-use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use reqwest::header::{
+    ACCEPT, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LINK, RANGE,
+};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -16,6 +18,9 @@ use super::retry::{Backoff, is_transient};
 
 /// Of a manifest or an index (distribution-spec: registries should take 4 MiB at least).
 const LONGEST_MANIFEST: usize = 4 << 20;
+
+/// How many tags are asked for at a time.
+const TAGS: usize = 1000;
 
 const MANIFEST_TYPES: [&str; 4] =
     [media_type::OCI_INDEX, media_type::DOCKER_INDEX, media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST];
@@ -48,6 +53,50 @@ impl Client {
             }
         })
         .await
+    }
+
+    /// The tags that a registry has of the name of `reference`.
+    pub async fn tags(&self, reference: &Reference) -> Result<Vec<String>, RegistryError> {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            // Some registries say null for none.
+            tags: Option<Vec<String>>,
+        }
+        let endpoint = self.origin(&reference.registry).await?;
+        let scopes = Scopes::pull(&reference.repository);
+        let what = format!("tags of {}", reference.name());
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let mut url = endpoint.url(&format!("{}/tags/list", reference.repository));
+            url.query_pairs_mut().append_pair("n", &TAGS.to_string());
+            if let Some(last) = all.last() {
+                url.query_pairs_mut().append_pair("last", last);
+            }
+            let request = Request::new(Method::GET, url, &scopes);
+            let response = self.call(&endpoint, &request).await?;
+            if !response.status().is_success() {
+                return Err(self.refusal(&endpoint, &request, &what, response).await);
+            }
+            let goes_on = response.headers().contains_key(LINK);
+            let bytes = match limited_body(response, LONGEST_MANIFEST, &self.config().timing).await {
+                Ok(bytes) => bytes,
+                Err(BodyError::TooLong) => {
+                    return Err(RegistryError::Corrupt { what, reason: "the list is too long".to_owned() });
+                }
+                Err(BodyError::Broken(cause)) => return Err(network(&request, cause)),
+            };
+            let page: Page = serde_json::from_slice(&bytes)
+                .map_err(|error| RegistryError::Corrupt { what: what.clone(), reason: error.to_string() })?;
+            let before = all.len();
+            for tag in page.tags.unwrap_or_default() {
+                if !all.contains(&tag) {
+                    all.push(tag);
+                }
+            }
+            if !goes_on || all.len() == before {
+                return Ok(all);
+            }
+        }
     }
 
     /// Starts to fetch a blob of `reference`'s repository. The stream's bytes are not verified; the `attempt`th time

@@ -70,3 +70,48 @@ fn history_and_inspect_say_how_an_image_was_made() {
     let manifest: serde_json::Value = serde_json::from_str(&raw.stdout).expect("it is JSON");
     assert_eq!(manifest["config"]["digest"], value[0]["Id"]);
 }
+
+#[test]
+fn files_are_copied_out_of_an_image() {
+    let env = TestEnv::new();
+    let dockerfile = "FROM scratch\nCOPY d /srv/d\nCOPY Dockerfile /srv/f\n";
+    let context = env.context("cp", &[("Dockerfile", dockerfile), ("d/a", "1"), ("d/e/b", "2")]);
+    let _ = env.rbuild(["-t", "x:1", &context.display().to_string()]).ok();
+    let read = |path: &str| std::fs::read_to_string(env.work().join(path)).unwrap_or_default();
+    std::fs::create_dir(env.work().join("there")).expect("a directory can be made");
+    for (source, dest) in
+        [("x:1:/srv/f", "there"), ("x:1:/srv/f", "other"), ("x:1:/srv/d", "new"), ("x:1:/srv/d/.", "there")]
+    {
+        let _ = env.rbuild(["cp", source, dest]).ok();
+    }
+    assert_eq!((read("there/f"), read("other")), (dockerfile.to_owned(), dockerfile.to_owned()));
+    assert_eq!((read("new/a"), read("there/a"), read("there/e/b")), ("1".into(), "1".into(), "2".into()));
+    let mut command = env.command(tests::env::rbuild());
+    let tar = command.args(["cp", "x:1:/srv/d", "-"]).output().expect("it runs").stdout;
+    let mut archive = tar::Archive::new(&tar[..]);
+    let names: Vec<String> = archive
+        .entries()
+        .expect("a tar")
+        .map(|entry| entry.expect("an entry").path().expect("a path").display().to_string())
+        .collect();
+    assert_eq!(names, ["d/", "d/a", "d/e/", "d/e/b"]);
+    let _ = env.rbuild(["cp", "x:1:/none", "there"]).fails_with(2).says("there is no /none");
+    let _ = env.rbuild(["cp", "x:1:/srv/f", "there/e/"]).ok();
+    assert_eq!(read("there/e/f"), dockerfile);
+}
+
+#[test]
+fn all_tags_of_a_name_are_pushed_and_pulled() {
+    let registry = tests::DockerRegistry::start();
+    let env = TestEnv::new();
+    let name = format!("{}/app", registry.address());
+    for (tag, text) in [("1", "one"), ("2", "two")] {
+        built(&env, &format!("{name}:{tag}"), text);
+    }
+    let pushed = env.rbuild(["push", "--all-tags", &name]).ok();
+    assert!(pushed.stdout.contains("\n1: digest: ") && pushed.stdout.contains("\n2: digest: "), "{pushed}");
+    let other = TestEnv::new();
+    let _ = other.rbuild(["pull", "-a", &name]).ok();
+    assert_eq!(names(&other), [format!("{name}:1"), format!("{name}:2")]);
+    let _ = other.rbuild(["pull", "-a", &format!("{name}:1")]).fails_with(2).says("without a tag");
+}

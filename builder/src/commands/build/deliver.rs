@@ -167,7 +167,13 @@ impl Build<'_> {
                 }
             }
             let directory = if split { platform } else { String::new() };
-            parts.push(flat::Part { directory, tree, epoch: one.epoch, documents });
+            parts.push(flat::Part {
+                directory,
+                top: bstr::BString::default(),
+                tree,
+                epoch: one.epoch,
+                documents,
+            });
         }
         match (output.kind, &output.dest) {
             (OutputKind::Local, Some(dest)) => {
