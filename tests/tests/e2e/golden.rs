@@ -159,7 +159,8 @@ fn by_vertex(lines: &str) -> String {
         name: String,
         inputs: Vec<String>,
         fields: std::collections::BTreeSet<String>,
-        logs: Vec<String>,
+        // By stream: how it comes in pieces is up to the moment.
+        logs: BTreeMap<u64, Vec<u8>>,
     }
     let mut vertices: BTreeMap<String, Vertex> = BTreeMap::new();
     let text = |value: &Value| value.as_str().expect("it is a text").to_owned();
@@ -174,7 +175,8 @@ fn by_vertex(lines: &str) -> String {
         }
         for log in status["logs"].as_array().into_iter().flatten() {
             let known = vertices.entry(text(&log["vertex"])).or_default();
-            known.logs.push(format!("{} {}", log["stream"], text(&log["data"])));
+            let stream = log["stream"].as_u64().expect("it is a number");
+            known.logs.entry(stream).or_default().extend(from_base64(&text(&log["data"])));
         }
     }
     let mut blocks: Vec<String> = vertices
@@ -182,10 +184,27 @@ fn by_vertex(lines: &str) -> String {
         .map(|Vertex { name, inputs, fields, logs }| {
             let inputs: Vec<&str> = inputs.iter().map(|input| vertices[input].name.as_str()).collect();
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-            let logs = logs.iter().fold(String::new(), |text, log| format!("{text}  log {log}\n"));
+            let logs = logs.iter().fold(String::new(), |text, (stream, bytes)| {
+                format!("{text}  log {stream} {:?}\n", String::from_utf8_lossy(bytes))
+            });
             format!("{name}\n  inputs {inputs:?}\n  fields {}\n{logs}", fields.join(" "))
         })
         .collect();
     blocks.sort();
     blocks.join("\n")
+}
+
+fn from_base64(text: &str) -> Vec<u8> {
+    const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::new();
+    let (mut bits, mut held) = (0_u32, 0);
+    for digit in text.chars().map_while(|c| ALPHABET.find(c)) {
+        bits = bits << 6 | digit as u32;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+        }
+    }
+    bytes
 }
