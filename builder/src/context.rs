@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use frontend::download;
 use frontend::request::MainContext;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use solver::op::Source;
+use solver::op::{Source, redacted};
 
 use crate::failure::{Class, Failure, OrFail as _};
 use crate::remote::{Fetcher, context_source, file_source};
@@ -60,7 +60,7 @@ impl Context {
                 let source = context_source(url, keep_git_dir)?;
                 let mut context = Self::remote(url, source.clone(), dockerfile, unpack, fetcher)?;
                 context.source = Some(source);
-                context.origin.clone_from(url);
+                context.origin = redacted(url);
                 Ok(context)
             }
         }

@@ -10,13 +10,14 @@ use frontend::git::GitUrl;
 use image::DiffId;
 use image::layer::LayerIndex;
 use image::tree::Tree;
-use solver::op::Source;
+use solver::op::{Source, redacted};
 use store::registry::Progress;
 use store::root::Root;
 use worker::file;
 use worker::source::remote::Remotes;
 
 use crate::failure::{Class, Failure, OrFail as _};
+use crate::progress::{Handle, Task};
 
 /// What a file is called that is a context or a Dockerfile, as in BuildKit.
 const FILE_NAME: &str = "context";
@@ -60,6 +61,8 @@ pub(crate) struct Fetcher<'a> {
     pub(crate) root: &'a Root,
     pub(crate) remotes: &'a Rc<Remotes>,
     pub(crate) runtime: &'a tokio::runtime::Runtime,
+    /// Where to tell of it.
+    pub(crate) progress: Option<Handle>,
 }
 
 /// The files of a source.
@@ -72,19 +75,30 @@ pub(crate) struct Fetched {
 impl Fetcher<'_> {
     /// Fetches `source`, unless it is here as it is now.
     pub(crate) fn fetch(&self, source: &Source) -> Result<Fetched, Failure> {
+        let task = self.progress.as_ref().map(|progress| progress.task(&task_name(source)));
+        let report = task.as_ref().map_or_else(Progress::none, |task| task.reporter("transferring"));
         let snapshot = self.runtime.block_on(crate::commands::until_interrupted(async |cancel| {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
-                loaded = self.remotes.load(source, Progress::none(), &cancel) => {
+                loaded = self.remotes.load(source, report, &cancel) => {
                     loaded.map_err(|error| Failure::from_worker(&error))
                 }
             }
         }))?;
+        task.into_iter().for_each(Task::done);
         let layers = self.root.layers();
         let indexes = snapshot.layers.iter().map(|layer| layers.index(&layer.diff_id));
         let indexes: Vec<Arc<LayerIndex>> = indexes.collect::<Result<_, _>>()?;
         Ok(Fetched { root: self.root.clone(), tree: Tree::of_layers(indexes) })
+    }
+}
+
+/// What fetching a source is called, as in BuildKit.
+fn task_name(source: &Source) -> String {
+    match source {
+        Source::Git { remote, .. } => format!("[internal] load git source {}", redacted(remote)),
+        _ => "[internal] load remote build context".to_owned(),
     }
 }
 

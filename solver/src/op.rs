@@ -400,3 +400,34 @@ impl Op {
         ContentDigest::of(&bytes)
     }
 }
+
+/// A URL as it may be shown: without the password in it.
+pub fn redacted(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rsplit_once('@') {
+        // A name alone is no secret: `ssh://git@host/`.
+        Some((user, host)) if user.contains(':') || scheme.starts_with("http") => {
+            format!("{scheme}://xxxxx:xxxxx@{host}{}", &rest[end..])
+        }
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_tell_no_password() {
+        for (url, shown) in [
+            ("https://user:token@h/r.git#main", "https://xxxxx:xxxxx@h/r.git#main"),
+            ("https://token@h/r.git", "https://xxxxx:xxxxx@h/r.git"),
+            ("ssh://git@h/r.git", "ssh://git@h/r.git"),
+            ("https://h/a@b", "https://h/a@b"),
+            ("git@h:r.git", "git@h:r.git"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
+}

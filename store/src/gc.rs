@@ -51,6 +51,8 @@ pub struct Policy {
     pub max_used_space: Option<u64>,
     /// Leave at least so many bytes of the disk free.
     pub min_free_space: Option<u64>,
+    /// What was used since then, seconds since the epoch, goes after all else.
+    pub spare_since: Option<i64>,
     /// Only what one of these says; empty: anything.
     pub filters: Vec<Filter>,
 }
@@ -103,8 +105,12 @@ impl Policy {
             })
             .collect();
         let Some(keep) = self.keep(used, free) else { return candidates };
-        // Of those used at the same time, what lies on top of others first.
-        candidates.sort_by_key(|at| (usages[*at].worth(), std::cmp::Reverse(usages[*at].created)));
+        candidates.sort_by_key(|at| {
+            let usage = &usages[*at];
+            let spared = self.spare_since.is_some_and(|since| usage.last_used >= since);
+            // Of those used at the same time, what lies on top of others first.
+            (spared, usage.worth(), std::cmp::Reverse(usage.created))
+        });
         let mut left = used;
         candidates
             .into_iter()
@@ -424,6 +430,9 @@ mod tests {
         }
         let root = reopen(first);
         let used: u64 = root.usage().unwrap().iter().map(|usage| usage.size).sum();
+        let spared =
+            Policy { max_used_space: Some(used - 1), spare_since: Some(1_000_001), ..Policy::default() };
+        assert_eq!(root.prune_dry(&spared).unwrap().removed[0].id, layers[0].0.hex());
         let policy = Policy { max_used_space: Some(used - 1), ..Policy::default() };
         assert_eq!(root.prune(&policy).unwrap().removed[0].id, layers[1].0.hex());
     }

@@ -105,7 +105,7 @@ pub(crate) struct BuildArgs {
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub(crate) add_hosts: Vec<String>,
 
-    /// Allow what is off by default: `network.host`, `security.insecure`, `device[=NAME[,alias=NAME]]`
+    /// Allow what is off by default: `network.host`, `security.insecure`, `device[=NAME[,alias=NAME]]`, `buildx.local.delete`
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<String>,
 

@@ -82,7 +82,7 @@ pub(crate) fn cp(session: &Session, args: &CpArgs) -> Result<(), Failure> {
     if !is_dir && below.join(&name).is_dir() {
         return Err(Failure::usage(format!("{} is a directory", below.join(&name).display())));
     }
-    flat::write_directory(&part(name), &layers, &below).or_fail(Class::Host)
+    flat::write_directory(&part(name), &layers, &below).map(drop).or_fail(Class::Host)
 }
 
 /// `IMAGE:PATH`, of which the path is absolute.

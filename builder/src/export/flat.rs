@@ -1,6 +1,6 @@
 //! `type=tar` and `type=local`: the files of an image, without layers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -172,7 +172,13 @@ fn dated(mut entry: Entry, epoch: Option<i64>) -> Entry {
 ///
 /// `dest` is the user's own directory and what is written is a stranger's: a symbolic link of the tree is made last, so
 /// that nothing is ever written through it; one that was there before is replaced, not followed.
-pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> Result<(), FlatError> {
+///
+/// Returns what there is now because of it, for [`remove_others`].
+pub(crate) fn write_directory(
+    part: &Part<'_>,
+    layers: &Layers,
+    dest: &Path,
+) -> Result<HashSet<PathBuf>, FlatError> {
     let Part { directory, top, epoch, documents, .. } = part;
     let dest = &if directory.is_empty() { dest.to_owned() } else { dest.join(directory) };
     let epoch = *epoch;
@@ -189,6 +195,7 @@ pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> 
     let mut names: HashMap<InodeId, PathBuf> = HashMap::new();
     let mut links = Vec::new();
     let mut dirs = Vec::new();
+    let mut written = HashSet::new();
     for node in part.nodes() {
         let entry = dated(node.entry.clone(), epoch);
         let path = match part.rest(&entry.path) {
@@ -197,6 +204,7 @@ pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> 
             b"" => dest.clone(),
             rest => dest.join(std::ffi::OsStr::from_bytes(rest)),
         };
+        written.insert(path.clone());
         if let Some(inode) = node.inode() {
             make_way(&path, false).map_err(at(&path))?;
             if let Some(first) = names.get(&inode.id) {
@@ -246,11 +254,31 @@ pub(crate) fn write_directory(part: &Part<'_>, layers: &Layers, dest: &Path) -> 
         make_way(&path, false).map_err(at(&path))?;
         fs::write(&path, text).map_err(at(&path))?;
         set_mtime(&path, epoch.unwrap_or_else(now)).map_err(at(&path))?;
+        written.insert(path);
     }
     for (path, entry) in dirs.iter().rev() {
         let mode = u32::from(entry.mode & 0o777);
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at(path))?;
         set_mtime(path, entry.mtime).map_err(at(path))?;
+    }
+    Ok(written)
+}
+
+/// Removes all below `dest` that was not `written`, and follows no link to do so.
+pub(crate) fn remove_others(dest: &Path, written: &HashSet<PathBuf>) -> Result<(), FlatError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FlatError::Io { path, source }
+    };
+    for child in fs::read_dir(dest).map_err(at(dest))? {
+        let child = child.map_err(at(dest))?;
+        let (path, kind) = (child.path(), child.file_type().map_err(at(dest))?);
+        match (written.contains(&path), kind.is_dir()) {
+            (true, true) => remove_others(&path, written)?,
+            (true, false) => {}
+            (false, true) => fs::remove_dir_all(&path).map_err(at(&path))?,
+            (false, false) => fs::remove_file(&path).map_err(at(&path))?,
+        }
     }
     Ok(())
 }
@@ -385,8 +413,22 @@ mod tests {
         assert_eq!(fs::read(out.join("d/c")).unwrap(), b"new");
         assert!(!out.join("d/b").exists());
         assert_eq!(fs::read_link(out.join("l")).unwrap(), Path::new("/outside"));
-        // Once more over what is there.
-        write_directory(&part, &root.layers(), &out).unwrap();
+        // Once more over what is there, and then nothing else is.
+        fs::create_dir_all(out.join("old/er")).unwrap();
+        fs::write(out.join("d/old"), "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), out.join("old/link")).unwrap();
+        let written = write_directory(&part, &root.layers(), &out).unwrap();
+        assert!(out.join("old/er").exists());
+        remove_others(&out, &written).unwrap();
+        let left = |dir: &Path| {
+            let mut names: Vec<_> =
+                fs::read_dir(dir).unwrap().map(|child| child.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left(&out), ["d", "l", "provenance.json"]);
+        assert_eq!(left(&out.join("d")), ["a", "c"]);
+        assert!(dir.path().join("state").exists());
         let part = Part { epoch: Some(5), ..part };
         let mut tar = Vec::new();
         write_tar(std::slice::from_ref(&part), &root.layers(), &mut tar).unwrap();

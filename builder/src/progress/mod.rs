@@ -60,7 +60,8 @@ pub(crate) struct Terminal {
 #[derive(Debug)]
 pub(crate) struct Progress {
     handle: Handle,
-    thread: JoinHandle<Model>,
+    // None once it was joined.
+    thread: Option<JoinHandle<Model>>,
 }
 
 /// Where events go. Cheap to clone, usable from any thread.
@@ -137,7 +138,7 @@ impl Progress {
         let painter =
             Painter { shared: shared.clone(), view, terminal, out: Some(out), model: Model::default() };
         let thread = thread::spawn(move || painter.run());
-        Self { handle: Handle(shared), thread }
+        Self { handle: Handle(shared), thread: Some(thread) }
     }
 
     /// Where events go.
@@ -145,12 +146,22 @@ impl Progress {
         self.handle.clone()
     }
 
-    /// Shows the rest and stops. Events that come later are lost.
-    pub(crate) fn finish(self) -> Report {
+    /// Shows the rest and stops, as does dropping it. Events that come later are lost.
+    pub(crate) fn finish(mut self) -> Report {
+        self.close()
+    }
+
+    fn close(&mut self) -> Report {
         self.handle.0.lock().closed = true;
         self.handle.0.changed.notify_one();
         // A view that panics is a bug; the build's result is no less good for it.
-        Report(self.thread.join().unwrap_or_default())
+        Report(self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default())
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -23,7 +23,7 @@ use crate::failure::Failure;
 
 pub(crate) use call::Call;
 pub(crate) use failed::{Look, OnError, When};
-pub(crate) use output::{Output, OutputKind};
+pub(crate) use output::{Output, OutputKind, check_deletes};
 pub(crate) use secret::{SecretSource, secrets};
 pub(crate) use text::{csv, parse_bool, parse_size};
 use text::{pairs_from_environment, parse_duration, split_pair};
@@ -284,9 +284,11 @@ fn allow(text: &str) -> Result<Vec<String>, Failure> {
         Some((one, rest)) if !one.starts_with("device=") => (one, Some(rest)),
         _ => (text, None),
     };
-    if !matches!(one, "network.host" | "security.insecure" | "device") && !one.starts_with("device=") {
+    let known = ["network.host", "security.insecure", "device", output::LOCAL_DELETE];
+    if !known.contains(&one) && !one.starts_with("device=") {
+        let known = known.join(", ");
         return Err(Failure::usage(format!(
-            "unknown --allow {one:?}: expected network.host, security.insecure, device or device=NAME"
+            "unknown --allow {one:?}: expected one of {known} or device=NAME"
         )));
     }
     let mut all = vec![one.to_owned()];
@@ -310,6 +312,12 @@ fn cache_to(args: &BuildArgs, build_args: &[(String, String)]) -> Result<Vec<Cac
 }
 
 impl BuildRequest {
+    /// Whether the context or the Dockerfile is on another host.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self.context, ContextSource::Remote(_))
+            || matches!(self.dockerfile, DockerfileSource::Remote(_))
+    }
+
     /// A build argument that is true or false; false if it is not given.
     pub(crate) fn flag_arg(&self, name: &str) -> Result<bool, Failure> {
         let given = self.build_args.iter().rev().find(|(known, _)| known == name);

@@ -1,12 +1,15 @@
 //! `--output`, `--push` and `--load`: where results go.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use super::text::{csv, parse_bool};
 use crate::cli::BuildArgs;
 use crate::export::options::annotation_flag;
 use crate::failure::Failure;
+
+/// The entitlement that a deleting output needs elsewhere than below the working directory.
+pub(super) const LOCAL_DELETE: &str = "buildx.local.delete";
 
 /// One `--output`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,11 @@ impl Output {
     /// Whether times in layers are cut to `SOURCE_DATE_EPOCH`: unless it is told not to.
     pub(crate) fn rewrites_times(&self) -> bool {
         self.flag("rewrite-timestamp").ok().flatten().unwrap_or(true)
+    }
+
+    /// Whether what was in the directory before goes.
+    pub(crate) fn deletes(&self) -> bool {
+        self.options.get("mode").is_some_and(|mode| mode == "delete")
     }
 
     /// A boolean option.
@@ -143,8 +151,93 @@ fn output(text: &str) -> Result<Output, Failure> {
     };
     match (kind, &dest) {
         (OutputKind::Local, None) => {
-            Err(Failure::usage("dest is required for --output type=local: give a directory"))
+            return Err(Failure::usage("dest is required for --output type=local: give a directory"));
         }
-        _ => Ok(Output { kind, dest, options }),
+        (OutputKind::Local | OutputKind::Tar, _) => file_options(kind, &options)?,
+        _ => {}
+    }
+    Ok(Output { kind, dest, options })
+}
+
+/// Those of images are read where one is made.
+fn file_options(kind: OutputKind, options: &BTreeMap<String, String>) -> Result<(), Failure> {
+    for (key, value) in options {
+        match key.as_str() {
+            "platform-split" | "rewrite-timestamp" => drop(parse_bool(key, value)?),
+            "attestation-prefix" => {}
+            "mode" if kind == OutputKind::Local && matches!(value.as_str(), "copy" | "delete") => {}
+            "mode" if kind == OutputKind::Local => {
+                return Err(Failure::usage(format!("mode in --output is copy or delete, not {value:?}")));
+            }
+            key => return Err(Failure::usage(format!("unknown option {key:?} in --output for plain files"))),
+        }
+    }
+    Ok(())
+}
+
+/// Allowed to delete is what is below the working directory, and with `--allow=buildx.local.delete` the rest.
+pub(crate) fn check_deletes(outputs: &[Output], here: &Path, allow: &[String]) -> Result<(), Failure> {
+    for output in outputs.iter().filter(|output| output.deletes()) {
+        let dest = output.dest.as_deref().unwrap_or(here);
+        // Where links lead to, as far as it is there.
+        let real = |path: &Path| {
+            let there = path.ancestors().find_map(|parent| Some((parent, parent.canonicalize().ok()?)));
+            let (parent, found) = there?;
+            Some(found.join(path.strip_prefix(parent).ok()?))
+        };
+        let below = match (real(&here.join(dest)), real(here)) {
+            (Some(dest), Some(here)) => {
+                dest != here
+                    && dest.starts_with(here)
+                    && !dest.components().any(|part| part == Component::ParentDir)
+            }
+            _ => false,
+        };
+        if !below && !allow.iter().any(|one| one == LOCAL_DELETE) {
+            return Err(Failure::usage(format!(
+                "mode=delete would remove what else is in {}, which is not below the working directory: \
+                 allow it with --allow={LOCAL_DELETE}",
+                dest.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_plain_files_may_be_told_is_known() {
+        for text in ["type=local,dest=out,mode=copy", "type=tar,dest=out.tar,platform-split=false"] {
+            assert!(output(text).is_ok(), "{text}");
+        }
+        for text in [
+            "type=local,dest=out,mode=move",
+            "type=tar,dest=out.tar,mode=delete",
+            "type=local,dest=out,names=a",
+        ] {
+            assert!(output(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_emptied_below_this_one_or_with_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().join("here");
+        std::fs::create_dir_all(here.join("out")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), here.join("up")).unwrap();
+        let check = |dest: &str, allow: &[String]| {
+            let output = output(&format!("type=local,dest={dest},mode=delete")).unwrap();
+            check_deletes(&[output], &here, allow).is_ok()
+        };
+        for dest in ["out", "out/to/come", "new", "./out", "out/../out"] {
+            assert!(check(dest, &[]), "{dest}");
+        }
+        for dest in [".", "..", "../other", "/", "up", "up/other", "out/..", "new/../..", "new/../new/out"] {
+            assert!(!check(dest, &[]), "{dest}");
+            assert!(check(dest, &[LOCAL_DELETE.to_owned()]), "{dest}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use image::tree::Patterns;
 use image::{Digest, ImageConfig, Platform, Reference};
 use solver::definition::{Definition, Metadata};
-use solver::op::Source;
+use solver::op::{Source, redacted};
 use solver::{Input, Op, VertexId};
 
 use crate::ast::{InstructionKind, Span};
@@ -159,8 +159,10 @@ impl<'a> Shared<'a> {
                 (source, format!("FROM oci-layout://{path}{suffix}"))
             }
             Source::Local { name, .. } => (source.clone(), format!("[context {name}] load from client")),
-            Source::Git { remote, .. } => (source.clone(), format!("[context] load from git {remote}")),
-            Source::Http { url, .. } => (source.clone(), format!("[context] load from {url}")),
+            Source::Git { remote, .. } => {
+                (source.clone(), format!("[context] load from git {}", redacted(remote)))
+            }
+            Source::Http { url, .. } => (source.clone(), format!("[context] load from {}", redacted(url))),
         }
     }
 
@@ -172,8 +174,8 @@ impl<'a> Shared<'a> {
             Origin::Source(Source::Image { reference, .. }) => format!("image {}", reference.familiar()),
             Origin::Source(Source::OciLayout { path, .. }) => format!("image {path}"),
             Origin::Source(Source::Local { name, .. }) => format!("context {name}"),
-            Origin::Source(Source::Git { remote, .. }) => format!("git {remote}"),
-            Origin::Source(Source::Http { url, .. }) => format!("url {url}"),
+            Origin::Source(Source::Git { remote, .. }) => format!("git {}", redacted(remote)),
+            Origin::Source(Source::Http { url, .. }) => format!("url {}", redacted(url)),
         }
     }
 }

@@ -13,8 +13,11 @@ const MIN: usize = 512 << 10;
 /// No block is longer.
 pub(super) const MAX: usize = 2 << 20;
 
-/// One record in so many begins a block, for blocks of 1 MiB on average.
+/// One record in so many begins a block, for blocks of [`USUAL`] bytes on average.
 const RARE: u32 = 1024;
+
+/// What a block has on average.
+pub(super) const USUAL: usize = 1 << 20;
 
 /// The length of the block at the start of `data`, which is [`MAX`] bytes or all that is left.
 pub(super) fn cut(data: &[u8]) -> usize {

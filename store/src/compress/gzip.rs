@@ -5,6 +5,7 @@
 //! not on who makes it, not on what is around it. So one that was deflated before ([`Known`]) is not deflated again.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use libdeflater::{CompressionLvl, Compressor};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
@@ -12,8 +13,8 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelI
 use super::{chain, cut, read_full};
 use crate::pool;
 
-/// The most blocks in a batch: bounds the memory on machines with many cores.
-const MAX_BATCH: usize = 32;
+/// The most bytes in a batch: bounds the memory on machines with many cores.
+const MAX_BATCH: usize = 32 << 20;
 
 /// Deflate, no name, no time, no flags, unknown system: the header says nothing of where it was made.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
@@ -26,20 +27,30 @@ pub(crate) type Key = [u8; 32];
 
 /// Blocks that need not be deflated.
 pub(crate) trait Known: Sync {
-    /// Appends what is made of a block to `out`, if it is known.
-    fn find(&self, key: &Key, out: &mut Vec<u8>) -> bool;
+    /// What a deflated block is known by when it is read again.
+    type Check: Send;
 
-    /// A block was written at `at`. Called in order.
-    fn wrote(&self, key: &Key, at: u64, deflated: &[u8]);
+    /// Appends what is made of a block to `out`, if it is known.
+    fn find(&self, key: &Key, out: &mut Vec<u8>) -> Option<Self::Check>;
+
+    /// The check of a block that was not known.
+    fn check(&self, deflated: &[u8]) -> Self::Check;
+
+    /// A block of `size` bytes was written at `at`. Called in order.
+    fn wrote(&self, key: &Key, at: u64, size: usize, check: Self::Check);
 }
 
 /// Nothing is known.
 impl Known for () {
-    fn find(&self, _: &Key, _: &mut Vec<u8>) -> bool {
-        false
+    type Check = ();
+
+    fn find(&self, _: &Key, _: &mut Vec<u8>) -> Option<()> {
+        None
     }
 
-    fn wrote(&self, _: &Key, _: u64, _: &[u8]) {}
+    fn check(&self, _: &[u8]) {}
+
+    fn wrote(&self, _: &Key, _: u64, _: usize, (): ()) {}
 }
 
 /// Compresses all of `reader` into `sink`. Runs on the pool, of which it uses all threads.
@@ -57,12 +68,24 @@ pub(super) fn compress(
     }
 }
 
-/// A piece of input and what became of it.
-#[derive(Default)]
-struct Block {
+/// A stretch of the input and its blocks.
+struct Batch<C> {
     input: Vec<u8>,
+    blocks: Vec<Block<C>>,
+}
+
+impl<C> Default for Batch<C> {
+    fn default() -> Self {
+        Self { input: Vec::new(), blocks: Vec::new() }
+    }
+}
+
+/// Where a piece of input is, and what became of it.
+struct Block<C> {
+    input: Range<usize>,
     key: Key,
     output: Vec<u8>,
+    check: Option<C>,
     crc: crc32fast::Hasher,
 }
 
@@ -74,80 +97,97 @@ struct Job<'a, K> {
 impl<K: Known> Job<'_, K> {
     /// Three batches go around: one is being read, one deflated, one written, at the same time.
     fn run(&self, reader: &mut (impl Read + Send), sink: &mut (impl Write + Send)) -> io::Result<()> {
-        let batch_len = (rayon::current_num_threads() * 2).min(MAX_BATCH);
-        let mut source = Source { reader, ahead: Vec::new(), done: false };
+        let len = (rayon::current_num_threads() * 2 * cut::USUAL).clamp(2 * cut::MAX, MAX_BATCH);
+        let mut source = Source { reader, len, ahead: Vec::new(), done: false };
         let mut out = Out::begin(sink, self.known)?;
-        let mut deflating = source.read_batch(Vec::new(), batch_len)?;
-        let mut writing: Vec<Block> = Vec::new();
-        while !deflating.is_empty() {
+        let mut deflating = source.read_batch(Batch::default())?;
+        let mut writing = Batch::default();
+        while !deflating.blocks.is_empty() {
             let (deflated, moved) = rayon::join(
                 || self.deflate_all(&mut deflating),
                 || {
-                    out.write(&writing)?;
-                    source.read_batch(std::mem::take(&mut writing), batch_len)
+                    out.write(&mut writing)?;
+                    source.read_batch(std::mem::take(&mut writing))
                 },
             );
             deflated?;
             writing = std::mem::replace(&mut deflating, moved?);
         }
-        out.write(&writing)?;
+        out.write(&mut writing)?;
         out.finish()
     }
 
-    fn deflate_all(&self, blocks: &mut [Block]) -> io::Result<()> {
+    fn deflate_all(&self, batch: &mut Batch<K::Check>) -> io::Result<()> {
         let level =
             CompressionLvl::new(self.level).map_err(|_| io::Error::other("there is no such level"))?;
-        let blocks = blocks.par_iter_mut().with_max_len(1);
-        blocks
-            .try_for_each_init(|| Compressor::new(level), |compressor, block| self.deflate(compressor, block))
+        let input = &batch.input;
+        let blocks = batch.blocks.par_iter_mut().with_max_len(1);
+        blocks.try_for_each_init(
+            || Compressor::new(level),
+            |compressor, block| self.deflate(compressor, &input[block.input.clone()], block),
+        )
     }
 
-    fn deflate(&self, compressor: &mut Compressor, block: &mut Block) -> io::Result<()> {
-        block.crc = crc32fast::Hasher::new();
-        block.crc.update(&block.input);
+    fn deflate(
+        &self,
+        compressor: &mut Compressor,
+        input: &[u8],
+        block: &mut Block<K::Check>,
+    ) -> io::Result<()> {
+        block.crc.update(input);
         let mut hasher = blake3::Hasher::new();
-        hasher.update(MAKER).update(&self.level.to_le_bytes()).update(&block.input);
+        hasher.update(MAKER).update(&self.level.to_le_bytes()).update(input);
         block.key = hasher.finalize().into();
-        block.output.clear();
-        if self.known.find(&block.key, &mut block.output) {
+        block.check = self.known.find(&block.key, &mut block.output);
+        if block.check.is_some() {
             return Ok(());
         }
-        block.output.resize(compressor.deflate_compress_bound(block.input.len()), 0);
-        let len = compressor.deflate_compress(&block.input, &mut block.output).map_err(io::Error::other)?;
+        block.output.resize(compressor.deflate_compress_bound(input.len()), 0);
+        let len = compressor.deflate_compress(input, &mut block.output).map_err(io::Error::other)?;
         block.output.truncate(len);
-        chain::link(&mut block.output)
+        chain::link(&mut block.output)?;
+        block.check = Some(self.known.check(&block.output));
+        Ok(())
     }
 }
 
 /// Cuts the input into blocks.
 struct Source<'a, R> {
     reader: &'a mut R,
-    // What was read and belongs to the next block: as long as a block may be, or all that is left.
+    // Bytes in a batch, at most.
+    len: usize,
+    // What was read and belongs to the next batch: less than the longest block.
     ahead: Vec<u8>,
     done: bool,
 }
 
 impl<R: Read> Source<'_, R> {
-    /// The next blocks, at most `len`; none: all were given. `old` blocks lend their memory.
-    fn read_batch(&mut self, mut old: Vec<Block>, len: usize) -> io::Result<Vec<Block>> {
-        let mut batch = Vec::with_capacity(len);
-        while batch.len() < len {
-            let had = self.ahead.len();
-            if !self.done && had < cut::MAX {
-                self.ahead.resize(cut::MAX, 0);
-                let read = read_full(self.reader, &mut self.ahead[had..])?;
-                self.ahead.truncate(had + read);
-                self.done = self.ahead.len() < cut::MAX;
-            }
-            if self.ahead.is_empty() {
-                break;
-            }
-            let mut block = old.pop().unwrap_or_default();
-            block.input.clear();
-            block.input.extend(self.ahead.drain(..cut::cut(&self.ahead)));
-            batch.push(block);
+    /// The next blocks; none: all were given. An `old` batch lends its memory.
+    fn read_batch<C>(&mut self, mut old: Batch<C>) -> io::Result<Batch<C>> {
+        let mut input = std::mem::take(&mut old.input);
+        input.clear();
+        input.append(&mut self.ahead);
+        if !self.done {
+            let had = input.len();
+            input.resize(self.len, 0);
+            let read = read_full(self.reader, &mut input[had..])?;
+            input.truncate(had + read);
+            self.done = input.len() < self.len;
         }
-        Ok(batch)
+        let mut blocks = Vec::new();
+        let mut outputs = old.blocks.into_iter().map(|block| block.output);
+        let mut at = 0;
+        // Where a block ends, only as much as a block may have tells.
+        while at < input.len() && (self.done || input.len() - at >= cut::MAX) {
+            let end = at + cut::cut(&input[at..]);
+            let mut output = outputs.next().unwrap_or_default();
+            output.clear();
+            let (key, crc) = (Key::default(), crc32fast::Hasher::new());
+            blocks.push(Block { input: at..end, key, output, check: None, crc });
+            at = end;
+        }
+        self.ahead.extend_from_slice(&input[at..]);
+        Ok(Batch { input, blocks })
     }
 }
 
@@ -167,10 +207,12 @@ impl<'a, W: Write, K: Known> Out<'a, W, K> {
         Ok(Self { sink, known, at: HEADER.len() as u64, crc: crc32fast::Hasher::new(), total: 0 })
     }
 
-    fn write(&mut self, blocks: &[Block]) -> io::Result<()> {
-        for block in blocks {
+    fn write(&mut self, batch: &mut Batch<K::Check>) -> io::Result<()> {
+        for block in &mut batch.blocks {
             self.sink.write_all(&block.output)?;
-            self.known.wrote(&block.key, self.at, &block.output);
+            if let Some(check) = block.check.take() {
+                self.known.wrote(&block.key, self.at, block.output.len(), check);
+            }
             self.at += block.output.len() as u64;
             self.crc.combine(&block.crc);
             self.total = self.total.wrapping_add(block.input.len() as u32);
@@ -252,16 +294,22 @@ mod tests {
     }
 
     impl Known for Memory {
-        fn find(&self, key: &Key, out: &mut Vec<u8>) -> bool {
+        type Check = Vec<u8>;
+
+        fn find(&self, key: &Key, out: &mut Vec<u8>) -> Option<Vec<u8>> {
             let blocks = self.blocks.lock().unwrap();
-            let Some(block) = blocks.get(key) else { return false };
+            let block = blocks.get(key)?;
             out.extend(block);
             self.found.fetch_add(1, Ordering::Relaxed);
-            true
+            Some(block.clone())
         }
 
-        fn wrote(&self, key: &Key, _: u64, deflated: &[u8]) {
-            self.blocks.lock().unwrap().insert(*key, deflated.to_owned());
+        fn check(&self, deflated: &[u8]) -> Vec<u8> {
+            deflated.to_owned()
+        }
+
+        fn wrote(&self, key: &Key, _: u64, _: usize, check: Vec<u8>) {
+            self.blocks.lock().unwrap().insert(*key, check);
         }
     }
 

@@ -574,7 +574,7 @@ fn post_request(
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     let body = Bytes::from(form.query().unwrap_or_default().to_owned());
-    (Method::POST, realm.clone(), headers, Payload::Bytes(body))
+    (Method::POST, realm.clone(), headers, Payload::Chunk(body.into()))
 }
 
 #[cfg(test)]

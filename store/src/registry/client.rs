@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::auth::{Authority, Refusal, Scopes, is_private_address};
 use super::credentials::{Credential, Login};
 use super::error::{Answer, NetworkCause, RegistryError, redacted};
-use super::push::{Meter, Upstream};
+use super::push::{Chunk, Meter, Upstream};
 use super::retry::{Backoff, Next, Timing, is_transient, retry_after};
 use super::{Config, KeyPair, Transport};
 
@@ -124,7 +124,7 @@ pub(super) enum Patience {
 #[derive(Clone)]
 pub(super) enum Payload {
     Empty,
-    Bytes(Bytes),
+    Chunk(Chunk),
     /// Opened anew for each attempt.
     Source(Arc<dyn super::Source>, u64),
 }
@@ -133,7 +133,7 @@ impl Payload {
     fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
-            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Chunk(chunk) => chunk.len,
             Self::Source(_, size) => *size,
         }
     }

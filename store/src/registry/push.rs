@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use image::{Descriptor, Digest, Reference};
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -169,8 +169,8 @@ impl Client {
             if !certain && self.has_blob_at(&endpoint, target, &digest).await? {
                 return Ok((digest, size, Pushed::Existed));
             }
-            let pushed =
-                self.put_blob(&endpoint, target, &descriptor, Body::Bytes(first), None, progress).await?;
+            let body = Body::Bytes(first.into_bytes());
+            let pushed = self.put_blob(&endpoint, target, &descriptor, body, None, progress).await?;
             return Ok((digest, size, pushed));
         }
         let scopes = Scopes::push(&target.repository);
@@ -184,7 +184,7 @@ impl Client {
                 }
                 chunk = maker.chunk(CHUNK).await?;
                 // Nothing but the end was left.
-                if chunk.is_empty() {
+                if chunk.len == 0 {
                     return Ok(maker.end);
                 }
             }
@@ -243,7 +243,7 @@ impl Client {
             reason: format!("{media_type:?} is no media type"),
         })?;
         request.headers.insert(CONTENT_TYPE, content_type);
-        request.payload = Payload::Bytes(bytes);
+        request.payload = Payload::Chunk(bytes.into());
         let response = self.call(&endpoint, &request).await?;
         if !response.status().is_success() {
             return Err(self.refusal(&endpoint, &request, &target.to_string(), response).await);
@@ -331,7 +331,7 @@ impl Client {
             let mut request = Request::new(Method::PUT, with_digest(location, &descriptor.digest), &scopes);
             request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
             request.payload = match &body {
-                Body::Bytes(bytes) => Payload::Bytes(bytes.clone()),
+                Body::Bytes(bytes) => Payload::Chunk(bytes.clone().into()),
                 Body::Source(source) => Payload::Source(Arc::clone(source), descriptor.size),
             };
             request.patience = Patience::Commit;
@@ -405,21 +405,21 @@ impl<'a> Upload<'a> {
     }
 
     /// Sends the next bytes; `Ok` means that the registry has them.
-    async fn patch(&mut self, chunk: Bytes) -> Result<(), Stuck> {
-        let (start, end) = (self.offset, self.offset + chunk.len() as u64);
+    async fn patch(&mut self, chunk: Chunk) -> Result<(), Stuck> {
+        let (start, end) = (self.offset, self.offset + chunk.len);
         let mut backoff = Backoff::new(&self.client.config().timing, Instant::now());
         let mut connects = 0;
         // Answers that say the offsets are wrong.
         let mut confusions = 0;
         while self.offset < end {
-            let rest = chunk.slice((self.offset - start) as usize..);
+            let rest = chunk.behind(self.offset - start);
             let mut request = Request::new(Method::PATCH, self.location.clone(), self.scopes);
             let range = format!("{}-{}", self.offset, end - 1);
             request.headers.insert(CONTENT_RANGE, HeaderValue::from_str(&range).expect("digits"));
             request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
             let (base, progress) = (self.offset, self.progress.clone());
             request.progress = Some(Progress::new(move |done, _| progress.report(base + done, None)));
-            request.payload = Payload::Bytes(rest);
+            request.payload = Payload::Chunk(rest);
             request.retry = false;
             let fault = match self.client.call(self.endpoint, &request).await {
                 Ok(response) if response.status().is_success() => {
@@ -528,6 +528,48 @@ impl<'a> Upload<'a> {
     }
 }
 
+/// Bytes in the pieces that they came in.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chunk {
+    pieces: VecDeque<Bytes>,
+    pub(super) len: u64,
+}
+
+impl Chunk {
+    fn push(&mut self, bytes: Bytes) {
+        self.len += bytes.len() as u64;
+        self.pieces.push_back(bytes);
+    }
+
+    /// All but the first `done` bytes.
+    fn behind(&self, done: u64) -> Self {
+        let mut rest = self.clone();
+        rest.len -= done;
+        let mut done = done as usize;
+        while let Some(front) = rest.pieces.front_mut() {
+            if done < front.len() {
+                front.advance(done);
+                break;
+            }
+            done -= front.len();
+            rest.pieces.pop_front();
+        }
+        rest
+    }
+
+    fn into_bytes(self) -> Bytes {
+        let mut whole = BytesMut::with_capacity(self.len as usize);
+        self.pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+        whole.freeze()
+    }
+}
+
+impl From<Bytes> for Chunk {
+    fn from(bytes: Bytes) -> Self {
+        Self { len: bytes.len() as u64, pieces: VecDeque::from([bytes]) }
+    }
+}
+
 /// Takes chunks of a wanted size from a source's pieces.
 struct Maker {
     pieces: mpsc::Receiver<Piece>,
@@ -541,20 +583,20 @@ impl Maker {
     }
 
     /// The next `size` bytes, or all that are left before the end, which is then known.
-    async fn chunk(&mut self, size: usize) -> Result<Bytes, RegistryError> {
-        let mut chunk = BytesMut::new();
+    async fn chunk(&mut self, size: usize) -> Result<Chunk, RegistryError> {
+        let mut chunk = Chunk::default();
         loop {
-            let room = size - chunk.len();
+            let room = size - chunk.len as usize;
             if self.left.len() > room {
-                chunk.extend_from_slice(&self.left.split_to(room));
-                return Ok(chunk.freeze());
+                chunk.push(self.left.split_to(room));
+                return Ok(chunk);
             }
-            chunk.extend_from_slice(&std::mem::take(&mut self.left));
+            chunk.push(std::mem::take(&mut self.left));
             match self.pieces.recv().await {
                 Some(Piece::Data(bytes)) => self.left = bytes,
                 Some(Piece::End { digest, size }) => {
                     self.end = Some((digest, size));
-                    return Ok(chunk.freeze());
+                    return Ok(chunk);
                 }
                 Some(Piece::Failed(error)) => return Err(RegistryError::Source(error)),
                 None => return Err(RegistryError::Source("the data broke off".into())),
@@ -673,7 +715,7 @@ impl Upstream {
     pub(super) fn open(payload: &Payload, progress: Option<Progress>) -> (Self, Arc<Meter>) {
         let (frames, pieces, total) = match payload {
             Payload::Empty => (VecDeque::new(), None, 0),
-            Payload::Bytes(bytes) => (VecDeque::from([bytes.clone()]), None, bytes.len() as u64),
+            Payload::Chunk(chunk) => (chunk.pieces.clone(), None, chunk.len),
             Payload::Source(source, size) => (VecDeque::new(), Some(source.open()), *size),
         };
         let meter = Arc::new(Meter {

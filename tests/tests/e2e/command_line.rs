@@ -67,6 +67,34 @@ fn flags_of_docker_buildx_are_taken() {
 }
 
 #[test]
+fn an_output_directory_is_emptied_where_that_is_allowed() {
+    let env = TestEnv::new();
+    let context = simple(&env);
+    let here = env.work().join("here");
+    for dir in ["here/out", "elsewhere"] {
+        std::fs::create_dir_all(env.work().join(dir)).expect("a directory");
+        std::fs::write(env.work().join(dir).join("old"), "").expect("a file");
+    }
+    let build = |dest: &str, more: &str, allow: &str| {
+        let output = format!("type=local,dest={dest}{more}");
+        Outcome::of(
+            env.command(tests::env::rbuild())
+                .current_dir(&here)
+                .args(["--output", &output, "--allow", allow, &context]),
+        )
+    };
+    let _ = build("out", "", "").ok();
+    assert!(here.join("out/old").exists() && here.join("out/f").exists());
+    let _ = build("out", ",mode=delete", "").ok();
+    assert!(!here.join("out/old").exists() && here.join("out/f").exists());
+    let _ = build("../elsewhere", ",mode=delete", "").fails_with(2).says("--allow=buildx.local.delete");
+    assert!(env.work().join("elsewhere/old").exists());
+    let _ = build("../elsewhere", ",mode=delete", "buildx.local.delete").ok();
+    assert!(!env.work().join("elsewhere/old").exists() && env.work().join("elsewhere/f").exists());
+    let _ = build("out", ",names=a", "").fails_with(2).says("unknown option \"names\"");
+}
+
+#[test]
 fn the_metadata_file_has_what_buildx_writes() {
     let mut env = TestEnv::new();
     let context = env.context("meta", &[("Dockerfile", "FROM scratch as x\nCOPY Dockerfile /f\n")]);

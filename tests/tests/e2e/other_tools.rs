@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 use tests::{Base, DockerRegistry, Outcome, TestEnv};
 
-const DOCKERFILE: &str = "FROM busybox:1\nCOPY --chown=1:2 --chmod=0640 f /data/f\nRUN ln -s f /data/link && ln /data/f /data/hard\n\
+const DOCKERFILE: &str = "FROM busybox:1\nCOPY --chown=1:2 --chmod=0640 f /data/f\nRUN ln -s f /data/link && cp -p /data/f /data/copy && ln /data/copy /data/hard\n\
                           RUN rm -r /home && mkdir /home && echo new > /home/x\nUSER daemon\nWORKDIR /data\nCMD [\"cat\", \"f\"]\n";
 
 /// All of these read what they read unsafely: nothing here is secret, and loopback has no TLS.
@@ -59,7 +59,7 @@ fn skopeo_and_umoci_read_what_every_exporter_wrote() {
     let _ = Outcome::of(tar.args(["--numeric-owner", "-xpf", &path("files.tar"), "-C", &path("tar")])).ok();
     let expected = listing(&work.join("tar"));
     assert!(
-        expected.contains("data/f f 640 1:2 2 \n") && expected.contains("home/x f 644 0:0 1 \n"),
+        expected.contains("data/hard f 640 1:2 2 \n") && expected.contains("home/x f 644 0:0 1 \n"),
         "{expected}"
     );
 

@@ -69,6 +69,8 @@ fn after_a_build_no_more_is_kept_than_was_asked_for() {
     build("one", "100m");
     build("two", "100m");
     assert_eq!(layers(&env), 2);
+    // Uses are told apart by the second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     // One fits: that of this build, not that of the one before.
     build("three", "4m");
     assert_eq!(layers(&env), 1);

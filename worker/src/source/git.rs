@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use solver::op::redacted;
 use tokio::process::Command;
 
 /// What to fetch.
@@ -310,19 +311,6 @@ fn find_ref(listing: &str, reference: &str) -> Option<Commit> {
     names.iter().find_map(|name| find(&format!("{name}^{{}}")).or_else(|| find(name))).and_then(Commit::parse)
 }
 
-/// A URL without user name, password and query.
-fn redacted(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or(url);
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-            format!("{scheme}://{host}/{path}")
-        }
-        None => url.to_owned(),
-    }
-}
-
 /// Scheme and host of an http(s) URL.
 fn origin(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
@@ -484,7 +472,6 @@ mod tests {
 
     #[test]
     fn credentials_are_not_shown() {
-        assert_eq!(redacted("https://user:secret@host/a.git?token=x"), "https://host/a.git");
         assert!(
             !format!("{:?}", GitAuth { header: Some("secret".into()), ..GitAuth::default() })
                 .contains("secret")

@@ -1,5 +1,7 @@
 //! Where the result of a build goes: outputs and caches.
 
+use std::collections::HashSet;
+
 use bstr::ByteSlice as _;
 use image::tree::Tree;
 use serde_json::{Value, json};
@@ -177,10 +179,14 @@ impl Build<'_> {
         }
         match (output.kind, &output.dest) {
             (OutputKind::Local, Some(dest)) => {
+                let mut written = HashSet::new();
                 for part in &parts {
-                    flat::write_directory(part, &layers, dest).or_fail(Class::Host)?;
+                    written.extend(flat::write_directory(part, &layers, dest).or_fail(Class::Host)?);
                 }
-                Ok(())
+                match output.deletes() {
+                    true => flat::remove_others(dest, &written).or_fail(Class::Host),
+                    false => Ok(()),
+                }
             }
             (_, dest) => {
                 let mut sink = Sink::open(dest.as_deref(), "dest")?;

@@ -17,6 +17,7 @@ use frontend::request::Converted;
 use image::{Descriptor, Platform, Reference};
 use serde_json::Value;
 use solver::cancel::Cancel;
+use solver::op::redacted;
 use solver::record::SnapshotLayer;
 use store::directory::Directory;
 use store::registry::Client;
@@ -39,7 +40,7 @@ use crate::cli::BuildArgs;
 use crate::context::Context;
 use crate::docker::Endpoint;
 use crate::export::{AssembledImage, Exported, metadata};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, OrFail as _};
 use crate::journal::{self, Journal};
 use crate::named::named_contexts;
 use crate::progress::{Handle, Mode, Progress, Terminal};
@@ -54,9 +55,14 @@ use unpacked::Unpacked;
 /// `rbuild build`
 pub(crate) fn build(session: &Session, args: BuildArgs) -> Result<(), Failure> {
     let request = request(session, args)?;
+    let began = now();
     perform(session, &request)?;
     if let Some(limit) = request.store_max.or(session.config.limit) {
-        let policy = store::gc::Policy { max_used_space: Some(limit), ..store::gc::Policy::default() };
+        let policy = store::gc::Policy {
+            max_used_space: Some(limit),
+            spare_since: Some(began),
+            ..store::gc::Policy::default()
+        };
         let root = session.open()?;
         // The build is done: what only it needed is as old as it was, or as new as it is now.
         root.flush()?;
@@ -72,6 +78,10 @@ pub(crate) fn request(session: &Session, args: BuildArgs) -> Result<BuildRequest
     if request.on_error == OnError::Shell && !super::shell::at_terminal() {
         return Err(Failure::usage("--on-error=shell needs a terminal: there is none")
             .hint("--on-error=keep keeps the sandbox of a step that fails for `rbuild shell`"));
+    }
+    if request.outputs.iter().any(Output::deletes) {
+        let here = std::env::current_dir().or_fail(Class::Host)?;
+        request::check_deletes(&request.outputs, &here, &request.allow)?;
     }
     find_docker(session, &mut request)?;
     for warning in &request.warnings {
@@ -131,7 +141,10 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
         proxies: crate::environment::proxies(|name| std::env::var(name).ok()),
     };
     let remotes = Rc::new(Remotes::new(root.clone(), client.clone(), access));
-    let fetcher = Fetcher { root: &root, remotes: &remotes, runtime: &runtime };
+    // What is elsewhere may take its time.
+    let progress = request.is_elsewhere().then(|| progress(request));
+    let handle = progress.as_ref().map(Progress::handle);
+    let fetcher = Fetcher { root: &root, remotes: &remotes, runtime: &runtime, progress: handle };
     let keep_git_dir = request.flag_arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR")?;
     let context = Context::load(&request.context, &request.dockerfile, keep_git_dir, &unpacked, &fetcher)?;
     super::call::report_syntax(&context, request.call)?;
@@ -157,6 +170,7 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             digest: RefCell::default(),
             images: RefCell::default(),
             kept: RefCell::default(),
+            progress: RefCell::new(progress),
         };
         if request.call == Call::Build {
             build.tracer = tracer(request, &build.id);
@@ -181,6 +195,13 @@ pub(crate) fn perform(session: &Session, request: &BuildRequest) -> Result<Vec<A
             result => result.map(|()| build.images.take()),
         }
     })
+}
+
+/// Begins to show a build.
+fn progress(request: &BuildRequest) -> Progress {
+    let mode = if request.quiet { Mode::Quiet } else { request.progress };
+    let terminal = Terminal::stderr(|name| std::env::var(name).ok());
+    Progress::new(mode, terminal, Box::new(std::io::stderr()))
 }
 
 /// One build and all it was asked with.
@@ -208,6 +229,8 @@ struct Build<'a> {
     images: RefCell<Vec<AssembledImage>>,
     /// The sandbox of the step that failed.
     kept: RefCell<Option<Directory>>,
+    /// If it has begun to show before its steps are known.
+    progress: RefCell<Option<Progress>>,
 }
 
 /// What one platform came to.
@@ -282,9 +305,7 @@ impl Build<'_> {
             metadata::remove_iidfile(path)?;
         }
 
-        let mode = if self.request.quiet { Mode::Quiet } else { self.request.progress };
-        let terminal = Terminal::stderr(|name| std::env::var(name).ok());
-        let progress = Progress::new(mode, terminal, Box::new(std::io::stderr()));
+        let progress = self.progress.take().unwrap_or_else(|| progress(self.request));
         if let Some(look) = &self.request.look {
             let [converted] = &converted[..] else {
                 return Err(Failure::usage("a shell is for one platform: give one --platform"));
@@ -379,7 +400,7 @@ fn entry(request: &BuildRequest, id: &str) -> journal::Entry {
         context: match &request.context {
             ContextSource::Directory(path) => path.display().to_string(),
             ContextSource::Stdin => "-".to_owned(),
-            ContextSource::Remote(url) => url.clone(),
+            ContextSource::Remote(url) => redacted(url),
         },
         ..journal::Entry::default()
     }
