@@ -139,7 +139,7 @@ impl Endpoint {
     /// Sends an archive, which `write` writes. Returns what Docker says of it.
     pub(crate) fn load(
         &self,
-        write: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+        write: impl FnOnce(&mut (dyn Write + Send)) -> Result<(), Failure>,
     ) -> Result<Vec<String>, Failure> {
         let connection = self.connect().map_err(|error| self.unreachable(&error))?;
         let failed = |why: &dyn std::fmt::Display| {

@@ -35,7 +35,7 @@ fn entries() -> Vec<Entry> {
         .collect()
 }
 
-fn write(entries: Vec<Entry>, out: impl io::Write, hash: bool) -> LayerIndex {
+fn write(entries: Vec<Entry>, out: impl io::Write + Send, hash: bool) -> LayerIndex {
     let bytes = vec![7; SIZE];
     let mut layer = LayerWriter::new(out);
     for entry in entries {

@@ -4,11 +4,9 @@
 //! through rayon (`join`, `scope`, parallel iterators), which works while it waits.
 
 use std::any::Any;
-use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use futures::channel::oneshot;
-use image::digest::Hasher;
 
 /// The pool.
 pub fn pool() -> &'static rayon::ThreadPool {
@@ -26,18 +24,16 @@ pub fn threads() -> usize {
     pool().current_num_threads()
 }
 
-/// Hashes and writes a piece of a layer, at the same time if it is a long one and this is a thread of the pool: for
+/// Does two things, at the same time if this is a thread of the pool: for
 /// [`LayerWriter::with`](image::layer::LayerWriter::with).
-pub fn hash_and_write<W: Write + Send>(hasher: &mut Hasher, out: &mut W, bytes: &[u8]) -> io::Result<()> {
-    if bytes.len() < ONE_THREAD || rayon::current_thread_index().is_none() {
-        hasher.update(bytes);
-        return out.write_all(bytes);
+pub fn both(one: &mut (dyn FnMut() + Send), other: &mut (dyn FnMut() + Send)) {
+    if rayon::current_thread_index().is_some() {
+        rayon::join(one, other);
+    } else {
+        one();
+        other();
     }
-    rayon::join(|| hasher.update(bytes), || out.write_all(bytes)).1
 }
-
-/// Waking another thread takes longer than hashing this many bytes.
-const ONE_THREAD: usize = 256 << 10;
 
 /// A job that panicked, which is a bug.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use bstr::BString;
@@ -162,7 +161,7 @@ pub fn run<W: Write + Send>(
         }
         apply(action, &mut draft, base, &mut files, options)?;
     }
-    let mut layer = LayerWriter::with(Until::new(out, cancel), pool::hash_and_write);
+    let mut layer = LayerWriter::with(Until::new(out, cancel), pool::both);
     let directories: Vec<Arc<Directory>> =
         inputs.iter().filter_map(|input| input.directory.clone()).collect();
     let mut batches = ahead::batches(draft.finish(), options.earlier.as_ref()).into_iter();
@@ -185,7 +184,7 @@ pub fn run<W: Write + Send>(
     Ok((out.into_inner(), index))
 }
 
-fn write_batch<W: Write>(
+fn write_batch<W: Write + Send>(
     batch: Batch,
     files: &mut Files<'_>,
     layer: &mut LayerWriter<W>,
@@ -344,13 +343,13 @@ fn copy_action(
 pub(crate) struct Files<'a> {
     inputs: &'a [Input],
     open_tar: &'a OpenTar<'a>,
-    tars: HashMap<DiffId, Rc<File>>,
+    tars: HashMap<DiffId, Arc<File>>,
     /// Contents of archives.
-    spools: Vec<Rc<File>>,
+    spools: Vec<Arc<File>>,
 }
 
 impl Files<'_> {
-    fn write<W: Write>(
+    fn write<W: Write + Send>(
         &mut self,
         layer: &mut LayerWriter<W>,
         entry: image::layer::Entry,
@@ -383,7 +382,7 @@ impl Files<'_> {
                 let tar = match self.tars.get(layer) {
                     Some(tar) => tar.clone(),
                     None => {
-                        let tar = Rc::new((self.open_tar)(layer)?);
+                        let tar = Arc::new((self.open_tar)(layer)?);
                         self.tars.insert(*layer, tar.clone());
                         tar
                     }
@@ -411,7 +410,7 @@ impl Files<'_> {
 pub(crate) enum Bytes {
     File(File),
     Inline(io::Cursor<Vec<u8>>),
-    Range { file: Rc<File>, at: u64, left: u64 },
+    Range { file: Arc<File>, at: u64, left: u64 },
 }
 
 impl Read for Bytes {

@@ -1,7 +1,7 @@
 //! Files that a command writes for its caller: whole or not at all, under their names only when they are complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::failure::{Class, Failure};
 /// Standard output, or a file that gets its name in [`Sink::finish`]. Dropped before, it leaves nothing.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    Stdout(BufWriter<StdoutLock<'static>>),
+    Stdout(BufWriter<Stdout>),
     File(BufWriter<File>, Target),
 }
 
@@ -54,7 +54,7 @@ impl Sink {
             None if io::stdout().is_terminal() => Err(Failure::usage(format!(
                 "refusing to write an archive to a terminal: give {option}, or redirect"
             ))),
-            None => Ok(Self::Stdout(BufWriter::with_capacity(1 << 17, io::stdout().lock()))),
+            None => Ok(Self::Stdout(BufWriter::with_capacity(1 << 17, io::stdout()))),
         }
     }
 

@@ -67,7 +67,11 @@ impl<'a> Part<'a> {
 }
 
 /// Writes all of `parts` as one tar to `out`.
-pub(crate) fn write_tar(parts: &[Part<'_>], layers: &Layers, out: impl Write) -> Result<(), FlatError> {
+pub(crate) fn write_tar(
+    parts: &[Part<'_>],
+    layers: &Layers,
+    out: impl Write + Send,
+) -> Result<(), FlatError> {
     enum Bytes<'a> {
         None,
         Layer(Location),

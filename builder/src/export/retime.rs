@@ -39,7 +39,7 @@ pub(crate) fn retime(root: &Root, layer: &DiffId, epoch: i64) -> Result<DiffId, 
             _ => None,
         };
         let data = match &mut bytes {
-            Some(bytes) => Data::Known(bytes as &mut dyn Read),
+            Some(bytes) => Data::Known(bytes as &mut (dyn Read + Send)),
             None => Data::None,
         };
         writer.append(cut, data).or_fail(Class::Host)?;

@@ -20,11 +20,11 @@ pub enum Data<'a> {
     /// There are none: the entry is no file, or an empty one.
     None,
     /// The entry's content digest is not known yet; it is worked out.
-    New(&'a mut dyn Read),
+    New(&'a mut (dyn Read + Send)),
     /// The bytes must hash to the entry's content digest: they may have changed since it was made.
-    Expected(&'a mut dyn Read),
+    Expected(&'a mut (dyn Read + Send)),
     /// The bytes have the entry's content digest: they come from a layer, which never changes.
-    Known(&'a mut dyn Read),
+    Known(&'a mut (dyn Read + Send)),
 }
 
 /// An entry that cannot be written.
@@ -81,8 +81,11 @@ impl From<IndexError> for WriteError {
 /// How many bytes are hashed and written at once.
 pub const BUFFER: usize = 1 << 19;
 
-/// Hashes and writes a piece of the tar.
-pub type Put<W> = fn(&mut Hasher, &mut W, &[u8]) -> io::Result<()>;
+/// Waking another thread takes longer than hashing this many bytes.
+const ONE_THREAD: usize = 256 << 10;
+
+/// Does two things, in any order or at the same time.
+pub type Both = fn(&mut (dyn FnMut() + Send), &mut (dyn FnMut() + Send));
 
 /// Writes a layer, entry by entry in the order of [`path_cmp`].
 pub struct LayerWriter<W> {
@@ -90,8 +93,10 @@ pub struct LayerWriter<W> {
     // `filled` bytes that are not yet hashed and written.
     buffer: Vec<u8>,
     filled: usize,
+    // As long as `buffer`, once it was needed: what comes next is read into it while that is hashed.
+    spare: Vec<u8>,
     hasher: Hasher,
-    hash_and_write: Put<W>,
+    both: Both,
     // Where the next byte goes.
     position: u64,
     entries: Vec<Entry>,
@@ -108,23 +113,24 @@ impl<W> std::fmt::Debug for LayerWriter<W> {
     }
 }
 
-impl<W: Write> LayerWriter<W> {
+impl<W: Write + Send> LayerWriter<W> {
     /// Starts a layer that is written to `out`, in large pieces.
     pub fn new(out: W) -> Self {
-        Self::with(out, |hasher, out, bytes| {
-            hasher.update(bytes);
-            out.write_all(bytes)
+        Self::with(out, |one, other| {
+            one();
+            other();
         })
     }
 
-    /// The same for a caller who can hash and write at the same time.
-    pub fn with(out: W, hash_and_write: Put<W>) -> Self {
+    /// The same for a caller who can do things at the same time: hash what there is, write it and read what comes next.
+    pub fn with(out: W, both: Both) -> Self {
         Self {
             out,
             buffer: vec![0; BUFFER],
             filled: 0,
+            spare: Vec::new(),
             hasher: Hasher::sha256(),
-            hash_and_write,
+            both,
             position: 0,
             entries: vec![Entry::implied(b"")],
             ancestors: vec![0],
@@ -376,23 +382,30 @@ impl<W: Write> LayerWriter<W> {
         let read_error = |source| WriteError::Read { path: path.clone(), source };
         let size_error = |actual| WriteError::Size { path: path.clone(), expected: *size, actual };
         *offset = self.position;
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = hash.then(blake3::Hasher::new);
         let mut left = *size;
         while left > 0 {
-            if self.filled == BUFFER {
-                self.flush()?;
-            }
-            let room = &mut self.buffer[self.filled..];
-            let room = match usize::try_from(left) {
-                Ok(left) if left < room.len() => &mut room[..left],
-                _ => room,
+            let read = if self.filled < BUFFER {
+                let room = room(&mut self.buffer[self.filled..], left);
+                fill(reader, room, hasher.as_mut())
+            } else {
+                self.filled = 0;
+                self.spare.resize(BUFFER, 0);
+                std::mem::swap(&mut self.buffer, &mut self.spare);
+                let Self { out, buffer: next, spare: full, hasher: sha256, .. } = self;
+                let (mut written, mut read) = (Ok(()), Ok(0));
+                (self.both)(&mut || sha256.update(full), &mut || {
+                    written = out.write_all(full);
+                    if written.is_ok() {
+                        read = fill(reader, room(next, left), hasher.as_mut());
+                    }
+                });
+                written.map_err(WriteError::Write)?;
+                read
             };
-            let n = read_some(reader, room).map_err(read_error)?;
+            let n = read.map_err(read_error)?;
             if n == 0 {
                 return Err(size_error(*size - left));
-            }
-            if hash {
-                hasher.update(&room[..n]);
             }
             self.filled += n;
             self.position += n as u64;
@@ -401,7 +414,7 @@ impl<W: Write> LayerWriter<W> {
         if read_some(reader, &mut [0]).map_err(read_error)? > 0 {
             return Err(size_error(*size + 1));
         }
-        if hash {
+        if let Some(hasher) = hasher {
             let actual = ContentDigest(*hasher.finalize().as_bytes());
             if compare && actual != *content {
                 return Err(WriteError::Changed { path: path.clone() });
@@ -432,11 +445,34 @@ impl<W: Write> LayerWriter<W> {
     }
 
     fn flush(&mut self) -> Result<(), WriteError> {
+        let Self { out, hasher, .. } = self;
         let bytes = &self.buffer[..self.filled];
-        (self.hash_and_write)(&mut self.hasher, &mut self.out, bytes).map_err(WriteError::Write)?;
+        let written = if bytes.len() < ONE_THREAD {
+            hasher.update(bytes);
+            out.write_all(bytes)
+        } else {
+            let mut written = Ok(());
+            (self.both)(&mut || hasher.update(bytes), &mut || written = out.write_all(bytes));
+            written
+        };
         self.filled = 0;
-        Ok(())
+        written.map_err(WriteError::Write)
     }
+}
+
+/// As much of `buffer` as `left` bytes need.
+fn room(buffer: &mut [u8], left: u64) -> &mut [u8] {
+    let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+    &mut buffer[..len]
+}
+
+/// Reads what one call gives into `room`, and hashes it.
+fn fill(reader: &mut dyn Read, room: &mut [u8], hasher: Option<&mut blake3::Hasher>) -> io::Result<usize> {
+    let n = read_some(reader, room)?;
+    if let Some(hasher) = hasher {
+        hasher.update(&room[..n]);
+    }
+    Ok(n)
 }
 
 fn read_some(reader: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
@@ -494,6 +530,41 @@ mod tests {
             }
         }
         writer.finish().map(|_| String::new()).unwrap_or_else(|error| error.to_string())
+    }
+
+    #[test]
+    fn it_is_the_same_layer_on_two_threads() {
+        let both: Both = |one, other| {
+            std::thread::scope(|scope| {
+                scope.spawn(one);
+                other();
+            });
+        };
+        let mut noise = vec![0; 4 * BUFFER];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        for size in [0, 1, BUFFER - BLOCK, BUFFER, BUFFER + 1, 3 * BUFFER + 77] {
+            let write = |mut writer: LayerWriter<Vec<u8>>, given: usize| {
+                for name in ["a", "b"] {
+                    let data = match size {
+                        0 => Data::None,
+                        _ => Data::New(&mut &noise[..given]),
+                    };
+                    writer.append(entry(name, file(size as u64)), data)?;
+                }
+                writer.finish()
+            };
+            let (tar, index) = write(LayerWriter::new(Vec::new()), size).unwrap();
+            assert!(index_tar(&tar[..], io::sink()).unwrap() == index, "{size}");
+            let (other_tar, other_index) = write(LayerWriter::with(Vec::new(), both), size).unwrap();
+            assert!(other_tar == tar && other_index == index, "{size}");
+            if size > 0 {
+                let error = write(LayerWriter::with(Vec::new(), both), size - 1).unwrap_err();
+                assert!(
+                    matches!(error, WriteError::Size { actual, .. } if actual == size as u64 - 1),
+                    "{size}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ struct Item {
 }
 
 /// Writes `content` to `sink`.
-pub fn write(content: &Content, sink: impl Write) -> Result<(), ArchiveError> {
+pub fn write(content: &Content, sink: impl Write + Send) -> Result<(), ArchiveError> {
     let mut items = Vec::new();
     let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for image in &content.images {

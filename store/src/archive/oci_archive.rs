@@ -9,7 +9,7 @@ use super::content::Content;
 use super::oci_layout::{LAYOUT, index_json};
 
 /// Writes `content` to `sink`.
-pub fn write(content: &Content, sink: impl Write) -> Result<(), ArchiveError> {
+pub fn write(content: &Content, sink: impl Write + Send) -> Result<(), ArchiveError> {
     let mut small =
         vec![("index.json".to_owned(), index_json(content)), ("oci-layout".to_owned(), LAYOUT.into())];
     write_tar(content, &mut small, sink)
@@ -19,7 +19,7 @@ pub fn write(content: &Content, sink: impl Write) -> Result<(), ArchiveError> {
 pub(crate) fn write_tar(
     content: &Content,
     small: &mut [(String, Vec<u8>)],
-    sink: impl Write,
+    sink: impl Write + Send,
 ) -> Result<(), ArchiveError> {
     let mut tar = LayerWriter::new(sink);
     let mut blobs: Vec<(String, u64, Source<'_>)> = Vec::new();
@@ -60,10 +60,10 @@ enum Source<'a> {
 }
 
 fn append(
-    tar: &mut LayerWriter<impl Write>,
+    tar: &mut LayerWriter<impl Write + Send>,
     path: &str,
     size: Option<u64>,
-    bytes: &mut dyn Read,
+    bytes: &mut (dyn Read + Send),
 ) -> Result<(), ArchiveError> {
     let content = image::ContentDigest::of(b"");
     let (kind, mode, data) = match size {

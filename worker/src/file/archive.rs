@@ -2,7 +2,7 @@
 //! are then copied.
 
 use std::io::{self, Read, Write};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use image::ContentDigest;
 use image::layer::read::ReadError;
@@ -50,7 +50,7 @@ pub(super) fn read(
         return Err(WriteError::Changed { path: name.trim_start_matches('/').into() }.into());
     }
     let file = spool.out.into_inner().map_err(|error| spooling(error.into_error()))?;
-    files.spools.push(Rc::new(file));
+    files.spools.push(Arc::new(file));
     Ok(Some(entries))
 }
 

@@ -1,11 +1,11 @@
 //! [`Earlier`]: the layer that a step made before. When one file of a context changed, the others' bytes are in it, one
 //! behind the other: they are copied from there and their files are not opened.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 use image::layer::{Entry, Kind};
 use image::{ContentDigest, DiffId};
@@ -18,7 +18,7 @@ const WINDOW: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Earlier {
     offsets: HashMap<ContentDigest, (u64, u64)>,
-    tar: RefCell<Tar>,
+    tar: Mutex<Tar>,
 }
 
 /// The tar, and the part of it that was read last.
@@ -44,7 +44,7 @@ impl Earlier {
             _ => None,
         });
         let tar = Tar { file: tar, buffer: Vec::new(), start: 0, end: 0 };
-        Self { offsets: offsets.collect(), tar: RefCell::new(tar) }
+        Self { offsets: offsets.collect(), tar: Mutex::new(tar) }
     }
 
     /// Whether the bytes of the file `entry` are in the layer.
@@ -63,7 +63,7 @@ impl Earlier {
 /// A reader of a range of the tar.
 #[derive(Debug)]
 pub(super) struct Bytes<'a> {
-    tar: &'a RefCell<Tar>,
+    tar: &'a Mutex<Tar>,
     at: u64,
     left: u64,
 }
@@ -71,7 +71,8 @@ pub(super) struct Bytes<'a> {
 impl Read for Bytes<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.tar.borrow_mut().read_at(&mut buffer[..most], self.at)?;
+        let read =
+            self.tar.lock().unwrap_or_else(PoisonError::into_inner).read_at(&mut buffer[..most], self.at)?;
         self.at += read as u64;
         self.left -= read as u64;
         Ok(read)
