@@ -16,7 +16,6 @@ mod environment;
 mod export;
 mod failure;
 mod journal;
-#[allow(dead_code, reason = "not every view is reachable until builds run")]
 mod named;
 mod progress;
 mod prompt;

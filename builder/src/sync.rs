@@ -28,12 +28,12 @@ pub(crate) fn start(root: &Root) {
         let _next_time = root.sync();
         return;
     }
+    // With nothing that keeps the standard library from vfork: to fork a process with much memory takes long.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg("--root")
         .arg(root.path())
         .args(["internal-sync", "--epoch", &root.epoch().to_hex()])
-        .current_dir("/")
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -47,6 +47,7 @@ pub(crate) fn start(root: &Root) {
 /// `rbuild internal-sync`
 pub(crate) fn run(path: &Path, epoch: &str) -> Result<(), Failure> {
     let epoch = Epoch::from_hex(epoch).ok_or_else(|| Failure::usage("--epoch is no epoch"))?;
+    std::env::set_current_dir("/").or_fail(Class::Host)?;
     let before = Seen::now(path)?;
     // Nothing is open meanwhile: the file system can be unmounted, and the directory removed.
     std::thread::sleep(DELAY);
