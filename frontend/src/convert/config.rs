@@ -69,6 +69,9 @@ impl StageBuilder<'_, '_> {
         let shown = self.shown(&instruction.original, false);
         let name = self.progress_name(&shown);
         let base = self.state.vertex;
+        if let (None, Some(name)) = (base, owner.as_ref().and_then(super::copy::named)) {
+            return Err(super::copy::nobody_there("workdir-owner", span, name, false));
+        }
         let action = FileAction::Mkdir { path: workdir, mode: 0o755, owner };
         let file = Op::File(File { base: base.map(|_| 0), actions: vec![action] });
         let inputs: Vec<Input> = base.map(|vertex| Input { vertex, selector: None }).into_iter().collect();

@@ -112,10 +112,10 @@ impl StageBuilder<'_, '_> {
 
         // As in BuildKit, --chmod and --link together are a copy without --link.
         let link = copy.link && chmod.is_none();
-        if let (true, Some(chown), Some(word)) = (link, &chown, &copy.chown) {
-            check_linked_owner(chown).map_err(|message| {
-                Diagnostic::error("chown", word.span, message).with_help("write numbers, or leave --link out")
-            })?;
+        let base = if link { None } else { self.state.vertex };
+        let owner = chown.as_deref().map(owner);
+        if let (None, Some(name), Some(word)) = (base, owner.as_ref().and_then(named), &copy.chown) {
+            return Err(nobody_there("chown", word.span, name, link));
         }
         let mut text = kind.keyword().to_owned();
         for (flag, value) in [
@@ -132,11 +132,10 @@ impl StageBuilder<'_, '_> {
 
         let shown = self.shown(&instruction.original, false);
         let name = self.progress_name(&shown);
-        let base = if link { None } else { self.state.vertex };
         let mut inputs = base.map_or_else(Inputs::default, Inputs::with_base);
         let common = Common {
             destination,
-            owner: chown.as_deref().map(owner),
+            owner,
             mode: chmod,
             exclude: copy.exclude.iter().map(|word| word.value.clone()).collect(),
             follow_destination: !link,
@@ -385,25 +384,35 @@ fn check_pivot(written: &str, span: Span) -> Result<(), Diagnostic> {
     }
 }
 
-/// The user and group of `--chown` or USER. An empty one that is given is root.
+/// The user and group of `--chown` or USER, for what is made. An empty one that is given is root, and root is 0 in any
+/// image.
 pub(super) fn owner(chown: &str) -> Owner {
-    let named = |name: &str| if name.is_empty() { "0".to_owned() } else { name.to_owned() };
+    let named = |name: &str| if matches!(name, "" | "root") { "0".to_owned() } else { name.to_owned() };
     match chown.split_once(':') {
         Some((user, group)) => Owner { user: named(user), group: Some(named(group)) },
         None => Owner { user: named(chown), group: None },
     }
 }
 
-/// A linked layer is made without the image: nobody can be looked up.
-fn check_linked_owner(chown: &str) -> Result<(), String> {
-    for name in chown.split(':').filter(|name| !name.is_empty() && *name != "root") {
-        if name.parse::<u32>().is_err() {
-            return Err(format!(
-                "--chown with --link cannot look up {name:?}: the layer is made without the image"
-            ));
-        }
-    }
-    Ok(())
+/// The first of the two that must be looked up in an image, if any.
+pub(super) fn named(owner: &Owner) -> Option<&str> {
+    let mut names = std::iter::once(owner.user.as_str()).chain(owner.group.as_deref());
+    names.find(|name| name.parse::<i32>().is_err())
+}
+
+/// An owner's name where there is nothing that it could be looked up in.
+pub(super) fn nobody_there(code: &'static str, span: Span, name: &str, link: bool) -> Diagnostic {
+    let (message, help) = match link {
+        true => (
+            format!("--chown with --link cannot look up {name:?}: the layer is made without the image"),
+            "write numbers, or leave --link out",
+        ),
+        false => (
+            format!("could not look up {name:?}: the image is empty and has no /etc/passwd and /etc/group"),
+            "write numbers",
+        ),
+    };
+    Diagnostic::error(code, span, message).with_help(help)
 }
 
 fn check_checksum(sources: &[(String, Span)]) -> Result<(), String> {

@@ -567,6 +567,35 @@ fn link_makes_a_layer_of_its_own() {
 }
 
 #[test]
+fn owners_have_names_where_there_is_an_image_to_find_them_in() {
+    for (user, group) in
+        [("5", None), ("5", Some("6")), ("", Some("5")), ("5", Some("")), ("root", Some("root"))]
+    {
+        let chown = group.map_or_else(|| user.to_owned(), |group| format!("{user}:{group}"));
+        let number = |name: &str| if matches!(name, "" | "root") { "0".to_owned() } else { name.to_owned() };
+        for line in [format!("COPY --chown={chown} a /a"), format!("ADD --chown={chown} <<E /a\nx\nE")] {
+            let built = converted(&format!("FROM scratch\n{line}\n"));
+            let owner = match &built.actions()[0] {
+                FileAction::Copy(copy) => copy.owner.clone().unwrap(),
+                FileAction::Mkfile { owner, .. } => owner.clone().unwrap(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((owner.user, owner.group), (number(user), group.map(number)), "{line}");
+        }
+    }
+    let message = "could not look up \"web\": the image is empty and has no /etc/passwd and /etc/group";
+    for text in
+        ["COPY --chown=web a /a", "ADD --chown=0:web a /a", "USER web\nWORKDIR /w", "USER 1:web\nWORKDIR /w"]
+    {
+        assert_eq!(error(&format!("FROM scratch\n{text}\n")), message, "{text}");
+        assert_eq!(error(&format!("FROM empty\n{text}\n")), message, "{text}");
+        converted(&format!("FROM base\n{text}\n"));
+        converted(&format!("FROM scratch\nCOPY b /b\n{text}\n"));
+    }
+    converted("FROM scratch\nUSER web\nWORKDIR /\n");
+}
+
+#[test]
 fn parents_split_at_the_pivot() {
     for (source, root, pattern, required) in
         [("a/b", "/", "a/b", true), ("x/./y/**/z*", "/x", "y/**/z*", false), ("./a", "/", "a", true)]
