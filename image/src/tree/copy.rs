@@ -303,9 +303,7 @@ impl Draft<'_> {
                 let group = self.link_groups(1).next().expect("one was asked for");
                 let inside = resolve(&Under { draft: self, root: root.as_bstr() }, &target, Last::Keep)?;
                 let found = self.cursor_at(&path::join(&root, &inside))?.link(group);
-                let group;
-                (entry, location, group) = found.ok_or(CopyError::Link { path: at, target })?;
-                link = Some(group);
+                (entry, location, link) = found.ok_or(CopyError::Link { path: at, target })?;
             }
             let is_dir = entry.kind.is_dir();
             let mut cursor = self.cursor_at(&to)?;
@@ -696,6 +694,8 @@ mod tests {
             hard("twin", "f/q"),
             hard("copy", "kept/x"),
             (entry("pipe", Kind::Fifo, 0o600), Location::None),
+            hard("pipe2", "pipe"),
+            hard("up2", "up"),
             file("twice", "1"),
             file("twice", "2"),
         ];
@@ -718,9 +718,11 @@ mod tests {
                 "srv/full 644 7:0",
                 "srv/kept/ 770",
                 "srv/pipe 600 0:0 Fifo".trim_end(),
+                "srv/pipe2 600 0:0 Fifo".trim_end(),
                 "srv/twice",
                 "srv/twin == srv/f/q",
                 "srv/up -> ../..",
+                "srv/up2 -> ../..",
             ]
             .map(short)
         );

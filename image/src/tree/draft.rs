@@ -281,8 +281,9 @@ impl<'b> Cursor<'_, 'b> {
         Cursor { slot: self.slot.child(name), node, dir }
     }
 
-    /// A file that is here, to be linked to: its entry and bytes, now in `group`.
-    pub(crate) fn link(&mut self, group: LinkGroup) -> Option<(Entry, Location, LinkGroup)> {
+    /// What is here and no directory, to be linked to: its entry and bytes. A file is now in `group`, or stays in the one
+    /// that it is in; layers have hard links to files only, so a link to anything else is one more of it.
+    pub(crate) fn link(&mut self, group: LinkGroup) -> Option<(Entry, Location, Option<LinkGroup>)> {
         if let (Here::Base, Some(node)) = (&self.slot.here, self.node) {
             let mut entry = node.entry.clone();
             let mut location = Location::None;
@@ -297,7 +298,8 @@ impl<'b> Cursor<'_, 'b> {
             self.slot.here = Here::New(Box::new(New { entry, location, link: None, merged: true }));
         }
         let Here::New(new) = &mut self.slot.here else { return None };
-        let group = *new.link.get_or_insert(group);
+        let is_file = matches!(new.entry.kind, Kind::File { .. });
+        let group = is_file.then(|| *new.link.get_or_insert(group));
         (!new.entry.kind.is_dir()).then(|| (new.entry.clone(), new.location.clone(), group))
     }
 
