@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use bstr::ByteSlice;
 use image::ContentDigest;
 use image::layer::read::ReadError;
 use image::layer::write::WriteError;
@@ -96,7 +97,7 @@ impl Spool {
             TarKind::Fifo => Kind::Fifo,
         };
         let TarEntry { path, mode, uid, gid, mtime, mut xattrs, .. } = entry;
-        xattrs.retain(|name, _| !whiteout::is_unwanted_xattr(name));
+        xattrs.retain(|name, _| !whiteout::is_unwanted_xattr(name) && may_have(&kind, name));
         Ok(NewEntry { entry: Entry { path, kind, mode, uid, gid, mtime, xattrs }, location })
     }
 
@@ -118,6 +119,16 @@ impl Spool {
         }
         self.position += size;
         Ok((ContentDigest(*hasher.finalize().as_bytes()), size))
+    }
+}
+
+/// Whether a file of this kind can have the extended attribute `name` on Linux (xattr(7)). Archives of other systems
+/// have others, which no file system takes: as in BuildKit they are left out.
+fn may_have(kind: &Kind, name: &[u8]) -> bool {
+    match name.split_once_str(".") {
+        Some((b"user", _)) => matches!(kind, Kind::File { .. } | Kind::Directory { .. }),
+        Some((b"security" | b"system" | b"trusted", _)) => true,
+        _ => false,
     }
 }
 

@@ -219,6 +219,31 @@ fn archives_are_known_by_their_content() {
     assert!(error.to_string().contains("changed"), "{error}");
 }
 
+#[test]
+fn attributes_that_no_file_can_have_are_left_out_of_archives() {
+    let attributes = ["com.apple.provenance", "security.capability", "trusted.a", "user", "user.b"];
+    let mut archive = LayerWriter::new(Vec::new());
+    for (path, kind) in [
+        ("dir", Kind::Directory { opaque: false, implied: false }),
+        ("link", Kind::Symlink { target: "dir".into() }),
+        ("pipe", Kind::Fifo),
+    ] {
+        let xattrs = attributes.map(|name| (name.into(), "value".into())).into();
+        let entry = Entry { path: path.into(), kind, mode: 0o700, uid: 0, gid: 0, mtime: 0, xattrs };
+        archive.append(entry, Data::None).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("archive"), archive.finish().unwrap().0).unwrap();
+    let add = op::Copy { unpack: Unpack::IfArchive, ..copy(0, "/archive", "/") };
+    let index = Stages::default().run(vec![FileAction::Copy(add)], &[context(&dir, &[])], None).unwrap();
+    let names = |path: &str| -> Vec<String> {
+        index.get(path.as_bytes()).unwrap().xattrs.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(names("dir"), ["security.capability", "trusted.a", "user.b"]);
+    assert_eq!(names("link"), ["security.capability", "trusted.a"]);
+    assert_eq!(names("pipe"), ["security.capability", "trusted.a"]);
+}
+
 fn zstd_bytes(bytes: &[u8]) -> Vec<u8> {
     // A frame of raw blocks: magic, no flags with a window, then blocks of at most 128 KiB.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38];
