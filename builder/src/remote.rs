@@ -77,7 +77,7 @@ impl Fetcher<'_> {
     pub(crate) fn fetch(&self, source: &Source) -> Result<Fetched, Failure> {
         let task = self.progress.as_ref().map(|progress| progress.task(&task_name(source)));
         let report = task.as_ref().map_or_else(Progress::none, |task| task.reporter("transferring"));
-        let snapshot = self.runtime.block_on(crate::commands::until_interrupted(async |cancel| {
+        let loaded = self.runtime.block_on(crate::commands::until_interrupted(async |cancel| {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => Err(Failure::new(Class::Cancelled, "cancelled")),
@@ -85,8 +85,18 @@ impl Fetcher<'_> {
                     loaded.map_err(|error| Failure::from_worker(&error))
                 }
             }
-        }))?;
-        task.into_iter().for_each(Task::done);
+        }));
+        let snapshot = match (loaded, task) {
+            (Ok(snapshot), task) => {
+                task.into_iter().for_each(Task::done);
+                snapshot
+            }
+            (Err(failure), Some(task)) if failure.class != Class::Cancelled => {
+                task.failed(&failure.message);
+                return Err(failure);
+            }
+            (Err(failure), _) => return Err(failure),
+        };
         let layers = self.root.layers();
         let indexes = snapshot.layers.iter().map(|layer| layers.index(&layer.diff_id));
         let indexes: Vec<Arc<LayerIndex>> = indexes.collect::<Result<_, _>>()?;

@@ -42,6 +42,8 @@ struct Entry {
     since: Duration,
     /// The last pending line is the last for now.
     ended: bool,
+    /// That it ended was said once.
+    told: bool,
     /// When each transfer was last mentioned, and whether as done.
     mentioned: Vec<Option<(Duration, bool)>>,
 }
@@ -85,9 +87,13 @@ impl Plain {
             What::Missed(reason) => self.say(id, now, format!("MISS {reason}")),
             What::Started => {
                 self.entries[id].ended = false;
-                self.announce(id, now);
+                // A context is looked at once for its files and again for each step: once is enough.
+                if !self.entries[id].told {
+                    self.announce(id, now);
+                }
             }
             What::Progress { .. } => self.mention(model, id, now),
+            What::Cached | What::Completed if self.entries[id].told && !self.is_heard(id) => {}
             What::Cached | What::Completed | What::Failed(_) | What::Cancelled => {
                 let last = match &step.state {
                     State::Cached => "CACHED".to_owned(),
@@ -96,7 +102,7 @@ impl Plain {
                     _ => format!("DONE {elapsed:.1}s"),
                 };
                 self.say(id, now, last);
-                self.entries[id].ended = true;
+                (self.entries[id].ended, self.entries[id].told) = (true, true);
             }
         }
         self.print(model, now, out);
@@ -119,8 +125,13 @@ impl Plain {
         }
     }
 
+    /// Whether it has the floor or is going to.
+    fn is_heard(&self, id: StepId) -> bool {
+        self.waiting.contains(&id) || self.floor.is_some_and(|(floor, _)| floor == id)
+    }
+
     fn announce(&mut self, id: StepId, now: Duration) {
-        if !self.waiting.contains(&id) && self.floor.is_none_or(|(floor, _)| floor != id) {
+        if !self.is_heard(id) {
             self.entries[id].since = now;
             self.waiting.push(id);
         }
@@ -276,6 +287,34 @@ mod tests {
 
 ";
         assert_eq!(shown(&["[1/3] FROM busybox", "[2/3] COPY . .", "[3/3] RUN make"], script), expected);
+    }
+
+    #[test]
+    fn a_step_that_goes_on_after_its_end_is_told_of_again_if_it_says_something() {
+        let script = vec![
+            (0, 0, What::Started),
+            (100, 0, What::Completed),
+            (200, 0, What::Started),
+            (300, 0, What::Completed),
+            (400, 1, What::Started),
+            (500, 0, What::Started),
+            (600, 1, What::Completed),
+            (700, 0, progress(3_000_000, true)),
+            (800, 0, What::Completed),
+        ];
+        let expected = "\
+#1 [1/2] FROM busybox
+#1 DONE 0.1s
+
+#2 [2/2] RUN make
+#2 DONE 0.2s
+
+#1 [1/2] FROM busybox
+#1 sha256:aa 3.00MB / 3.00MB 0.0s done
+#1 DONE 0.5s
+
+";
+        assert_eq!(shown(&["[1/2] FROM busybox", "[2/2] RUN make"], script), expected);
     }
 
     #[test]
