@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::diagnostic::Diagnostic;
+
 /// A byte range of the Dockerfile's text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Span {
@@ -286,6 +288,6 @@ pub enum Healthcheck {
 pub struct Onbuild {
     /// The trigger's text: what is stored in the image and parsed when it fires.
     pub text: Word,
-    /// The trigger, parsed: it was checked here already.
-    pub instruction: Box<Instruction>,
+    /// The trigger, parsed, or why it cannot be: an error where it fires, and only there.
+    pub instruction: Result<Box<Instruction>, Box<Diagnostic>>,
 }

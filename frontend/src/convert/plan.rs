@@ -384,7 +384,8 @@ impl<'a, 'r> Planner<'a, 'r> {
                     if let (Cow::Borrowed(instruction), false) = (&step.instruction, step.onbuild)
                         && let InstructionKind::Onbuild(onbuild) = &instruction.kind
                     {
-                        steps.push(self.step(Cow::Borrowed(&*onbuild.instruction), step.span, true)?);
+                        let trigger = onbuild.instruction.as_ref().map_err(|error| (**error).clone())?;
+                        steps.push(self.step(Cow::Borrowed(&**trigger), step.span, true)?);
                     }
                 }
             }

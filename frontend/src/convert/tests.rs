@@ -669,6 +669,13 @@ fn triggers_fire_where_the_image_is_used() {
     let built = converted("FROM base AS a\nONBUILD RUN x\nFROM a AS b\nRUN y\nFROM b\nRUN z");
     let runs = ["RUN /bin/sh -c x # buildkit", "RUN /bin/sh -c y # buildkit", "RUN /bin/sh -c z # buildkit"];
     assert_eq!(built.history(), runs);
+
+    // One that cannot be read is an error where it fires, and only there.
+    for trigger in ["COPY a", "NONSENSE x", "COPY --bad a b"] {
+        let text = format!("FROM base AS a\nONBUILD {trigger}\n");
+        assert_eq!(converted(&text).config.config.on_build, [trigger]);
+        assert!(!error(&format!("{text}FROM a")).is_empty(), "{trigger}");
+    }
 }
 
 #[test]

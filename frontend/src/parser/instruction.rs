@@ -410,19 +410,29 @@ impl Context<'_, '_> {
             errors.push(self.not_a_trigger(keyword, &trigger));
             return None;
         }
-        let kind = self.kind(&trigger, heredocs, errors)?;
         let span = Span { start: self.line.span(trigger.text).start, end };
-        let instruction = Instruction {
-            span,
-            keyword: self.line.word(trigger.name),
-            original: trigger.text.to_owned(),
-            comments: Vec::new(),
-            empty_continuation: None,
-            flags: trigger.flags,
-            kind,
-        };
         let text = Word { value: format!("{}{raw_heredocs}", trigger.text), span };
-        Some(InstructionKind::Onbuild(Onbuild { text, instruction: Box::new(instruction) }))
+        let mut own = Vec::new();
+        let kind = self.kind(&trigger, heredocs, &mut own);
+        let instruction = match (kind, own.into_iter().next()) {
+            (Some(kind), None) => Ok(Box::new(Instruction {
+                span,
+                keyword: self.line.word(trigger.name),
+                original: trigger.text.to_owned(),
+                comments: Vec::new(),
+                empty_continuation: None,
+                flags: trigger.flags,
+                kind,
+            })),
+            // As in BuildKit, where the words of these are taken apart at once.
+            (_, Some(error)) if matches!(trigger.keyword, Some(Keyword::Env | Keyword::Label)) => {
+                errors.push(error);
+                return None;
+            }
+            (_, Some(error)) => Err(Box::new(error)),
+            (None, None) => return None,
+        };
+        Some(InstructionKind::Onbuild(Onbuild { text, instruction }))
     }
 
     fn not_a_trigger(&self, keyword: Keyword, trigger: &Statement<'_>) -> Diagnostic {
