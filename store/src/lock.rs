@@ -67,8 +67,10 @@ impl Locks {
         }
     }
 
-    /// Waits for the lock on this thread.
+    /// Waits for the lock on this thread, which must be none of the pool's: those do other jobs while they wait for
+    /// their own, and one that waits for a lock may stand on top of one that has it.
     pub fn lock_blocking(&self, key: &[u8]) -> Result<KeyLock, StoreError> {
+        debug_assert!(rayon::current_thread_index().is_none(), "a thread of the pool waits for a lock");
         let path = self.path(key);
         loop {
             let file =

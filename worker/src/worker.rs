@@ -247,7 +247,7 @@ impl Worker {
         if times.is_empty() && mounter.is_quick(&layers) {
             return Ok(mounter.lowers(&layers, &times)?);
         }
-        Ok(pool::spawn(move || mounter.lowers(&layers, &times)).await??)
+        Ok(pool::beside(move || mounter.lowers(&layers, &times)).await??)
     }
 
     /// Whether a file op made the layer, as far as this build has come across it.

@@ -1,5 +1,7 @@
 //! An ordinary user, or the root of a container, gets what root gets, to the byte.
 
+use std::fmt::Write as _;
+
 use tests::{Base, TestEnv};
 
 #[test]
@@ -26,4 +28,33 @@ fn the_image_is_the_same_as_of_root() {
     let of_root = digest(TestEnv::new());
     assert_eq!(of_root, digest(TestEnv::rootless()));
     assert_eq!(of_root, digest(TestEnv::container_root()));
+}
+
+#[test]
+fn many_steps_at_once_unpack_what_they_stand_on_once() {
+    let env = TestEnv::rootless();
+    Base::Busybox.build_in(&env);
+    // Layers of many directories, so that all threads unpack; each of the stages wants all of them at the same time.
+    let mut dockerfile = "FROM busybox:1 AS base\n".to_owned();
+    for layer in 0..4 {
+        writeln!(
+            dockerfile,
+            "RUN for d in $(seq 60); do mkdir -p /l{layer}/$d && touch /l{layer}/$d/a /l{layer}/$d/b; done"
+        )
+        .expect("a string can be written");
+    }
+    dockerfile.push_str("FROM scratch\nCOPY --from=base / /\nCOPY --from=base /l0 /copy\n");
+    let base = env.context("base", &[("Dockerfile", &dockerfile)]).display().to_string();
+    let _ = env.rbuild(["-t", "base", &base]).ok();
+    let stage = |n| format!("FROM base AS s{n}\nRUN ls /l*/60 /copy/60 > /{n}\n");
+    let copies: String = (0..8).map(|n| format!("COPY --from=s{n} /{n} /{n}\n")).collect();
+    let dockerfile = (0..8).map(stage).collect::<String>() + "FROM scratch\n" + &copies;
+    let context = env.context("stages", &[("Dockerfile", &dockerfile)]).display().to_string();
+    for _ in 0..3 {
+        let _ = env.rbuild(["build", "--no-cache", "-o", "type=cacheonly", &context]).ok();
+        // They are made anew the next time.
+        for made in std::fs::read_dir(env.root().join("mounts")).expect("it is there") {
+            std::fs::remove_dir_all(made.expect("it can be listed").path()).expect("they are only a cache");
+        }
+    }
 }

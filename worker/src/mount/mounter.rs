@@ -13,7 +13,7 @@
 //!
 //! A step may be shown other modification times than a layer has ([`Times`]); then `<settled>` names them as well.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsmount, fsopen,
 };
+use store::lock::KeyLock;
 use store::timing::{self, Of};
 use store::{Root, StoreError};
 
@@ -194,12 +195,21 @@ impl Directories {
         (epoch == self.root.epoch().bytes()).then(|| path.join("files"))
     }
 
+    /// Locks those of `layers` that are to be made. All processes do so in the same order, so none waits for one that
+    /// waits for it.
+    fn lock(&self, layers: &[&Settled]) -> Result<Vec<KeyLock>, MountError> {
+        let paths: BTreeSet<PathBuf> = layers.iter().map(|layer| self.path(layer)).collect();
+        let missing = paths.iter().filter(|path| self.existing(path).is_none());
+        missing.map(|path| self.lock_path(path)).collect()
+    }
+
+    fn lock_path(&self, path: &Path) -> Result<KeyLock, MountError> {
+        Ok(self.root.locks().lock_blocking(path.as_os_str().as_encoded_bytes())?)
+    }
+
+    /// The caller has the lock, if it has to be made.
     fn prepare(&self, layer: &Settled) -> Result<Lower, MountError> {
         let path = self.path(layer);
-        if let Some(files) = self.existing(&path) {
-            return Ok(Lower::Directory(files));
-        }
-        let _lock = self.root.locks().lock_blocking(path.as_os_str().as_encoded_bytes())?;
         if let Some(files) = self.existing(&path) {
             return Ok(Lower::Directory(files));
         }
@@ -212,7 +222,7 @@ impl Directories {
             .map_err(|error| failed("open", &files)(error.into()))?;
         let tar = self.root.layers().open_tar(&layer.index.diff_id())?;
         let unpack = timing::phase("unpack", Of::Layer(layer.index.diff_id()));
-        dirs::extract(&layer.index, &tar, into.as_fd(), self.marks)?;
+        store::pool::pool().install(|| dirs::extract(&layer.index, &tar, into.as_fd(), self.marks))?;
         unpack.end();
         self.publish(work.path(), &path)?;
         Ok(Lower::Directory(path.join("files")))
@@ -232,7 +242,13 @@ impl Directories {
 
 impl Mounter for Directories {
     fn lowers(&self, layers: &[DiffId], times: &Times) -> Result<Vec<Lower>, MountError> {
-        self.ready.lowers(&self.root, layers, times, |layer| self.prepare(layer))
+        self.ready.lowers(
+            &self.root,
+            layers,
+            times,
+            |missing| self.lock(missing),
+            |layer| self.prepare(layer),
+        )
     }
 
     fn is_quick(&self, layers: &[DiffId]) -> bool {
@@ -241,7 +257,7 @@ impl Mounter for Directories {
 
     fn adopt(&self, layer: &DiffId, upper: &Path) -> Result<(), MountError> {
         let path = self.root.layers().mount_path(layer);
-        let _lock = self.root.locks().lock_blocking(path.as_os_str().as_encoded_bytes())?;
+        let _lock = self.lock_path(&path)?;
         if self.existing(&path).is_some() {
             return Ok(());
         }
@@ -292,7 +308,8 @@ impl InPlace {
 
 impl Mounter for InPlace {
     fn lowers(&self, layers: &[DiffId], times: &Times) -> Result<Vec<Lower>, MountError> {
-        self.ready.lowers(&self.root, layers, times, |layer| self.prepare(layer))
+        // Two that make the same index make the same bytes.
+        self.ready.lowers(&self.root, layers, times, |_| Ok(Vec::new()), |layer| self.prepare(layer))
     }
 
     fn is_quick(&self, layers: &[DiffId]) -> bool {
@@ -350,6 +367,7 @@ impl Ready {
         root: &Root,
         layers: &[DiffId],
         times: &Times,
+        lock: impl Fn(&[&Settled]) -> Result<Vec<KeyLock>, MountError>,
         prepare: impl Fn(&Settled) -> Result<Lower, MountError> + Sync,
     ) -> Result<Vec<Lower>, MountError> {
         let chains: Vec<ChainId> = ChainId::each(layers).collect();
@@ -390,13 +408,15 @@ impl Ready {
                 None => layer,
             });
         }
-        let missing = known.iter().filter(|known| known.is_none()).count();
+        let missing: Vec<&Settled> =
+            settled.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(layer, _)| layer).collect();
+        let _locks = lock(&missing)?;
         let ready = |(known, layer): (Option<Option<Lower>>, &Settled)| match known {
             Some(known) => Ok(known),
             None if layer.index.is_empty() => Ok(None),
             None => prepare(layer).map(Some),
         };
-        let lowers: Vec<Option<Lower>> = match missing {
+        let lowers: Vec<Option<Lower>> = match missing.len() {
             // The pool's threads need not be woken for it.
             ..=1 => known.into_iter().zip(&settled).map(ready).collect::<Result<_, _>>()?,
             _ => store::pool::pool()

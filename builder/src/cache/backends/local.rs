@@ -139,7 +139,7 @@ pub(super) async fn blob(
         return Ok(Some((Descriptor::new(kind, diff_id.0, size), layers.tar_path(&diff_id))));
     }
     let (job_root, compression) = (root.clone(), to.compression);
-    let blob = pool::spawn(move || pack(&job_root, &diff_id, compression, exact)).await??;
+    let blob = pool::beside(move || pack(&job_root, &diff_id, compression, exact)).await??;
     let path = root.blobs().path(&blob.digest);
     Ok(Some((Descriptor::new(kind, blob.digest, blob.size), path)))
 }
