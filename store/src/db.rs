@@ -7,7 +7,7 @@
 //!
 //! A damaged database is moved aside and begun anew: a cache lost, not a store lost.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the schema below; a higher one is refused, a lower one migrated.
 const VERSION: i64 = 4;
+
+/// How long to wait for others.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A WAL longer than this is written back when the connection closes, so that the next one opens fast.
 const LONG_WAL: u64 = 1 << 20;
@@ -194,20 +197,32 @@ impl Drop for Db {
 }
 
 fn open(path: &Path) -> Result<Connection, DbError> {
-    let sql = |source| DbError::Sql { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = match Connection::open_with_flags(path, flags) {
-        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen) => {
-            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_CREATE)
-        }
-        other => other,
+    match open_made(path) {
+        Ok(Some(connection)) => return Ok(connection),
+        Ok(None) => {}
+        // Seen by whoever looks while another makes it.
+        Err(DbError::Sql { source, .. }) if is_half_made(&source) => {}
+        Err(error) => return Err(error),
     }
-    .map_err(sql)?;
-    connection.busy_timeout(Duration::from_secs(20)).map_err(sql)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    // One at a time: SQLite refuses some of its steps at once, where it waits with others. Where the directory cannot be
+    // locked, that has to do.
+    let directory = path.parent().map(File::open).and_then(Result::ok);
+    let _locked = directory.as_ref().map(File::lock);
+    if let Some(connection) = open_made(path)? {
+        return Ok(connection);
+    }
+    let sql = |source| DbError::Sql { path: path.to_owned(), source };
+    create(&connect(path).map_err(sql)?).map_err(sql)?;
+    let connection = open_made(path)?;
+    connection.ok_or_else(|| sql(rusqlite::Error::QueryReturnedNoRows))
+}
+
+/// The database as it is used; `None`: it has not been made.
+fn open_made(path: &Path) -> Result<Option<Connection>, DbError> {
+    let sql = |source| DbError::Sql { path: path.to_owned(), source };
+    let connection = connect(path).map_err(sql)?;
     match version(&connection).map_err(sql)? {
-        0 => create(&connection).map_err(sql)?,
+        0 => return Ok(None),
         VERSION => {}
         1..VERSION => migrate(&connection).map_err(sql)?,
         found => return Err(DbError::Newer { path: path.to_owned(), found }),
@@ -216,6 +231,20 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     connection.pragma_update(None, "wal_autocheckpoint", 256).map_err(sql)?;
     // KiB. A build of thousands of steps looks into every page; no other one fills it.
     connection.pragma_update(None, "cache_size", -8192).map_err(sql)?;
+    Ok(Some(connection))
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match Connection::open_with_flags(path, flags) {
+        Err(error) if error.sqlite_error_code() == Some(ffi::ErrorCode::CannotOpen) => {
+            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_CREATE)
+        }
+        other => other,
+    }?;
+    connection.busy_timeout(PATIENCE)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
@@ -226,7 +255,7 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
 fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    // Another process may have been first.
+    // Another process may have been first, where they could not be kept apart.
     if version(&transaction)? == 0 {
         transaction.execute_batch(SCHEMA)?;
         transaction.execute_batch(BLOCKS)?;
@@ -251,6 +280,10 @@ fn migrate(connection: &Connection) -> rusqlite::Result<()> {
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
+}
+
+fn is_half_made(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ffi::ErrorCode::DatabaseBusy | ffi::ErrorCode::ReadOnly))
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
@@ -282,6 +315,27 @@ mod tests {
         assert!(pin(&db).unwrap_err().to_string().contains("UNIQUE"));
         let count: i64 = db.read(|c| c.query_row("SELECT count(*) FROM pins", [], |row| row.get(0))).unwrap();
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn whoever_comes_first_makes_it_and_the_others_wait() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("meta.db");
+            let all_are_there = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for n in 0..8 {
+                    let (db, all_are_there) = (Db::new(path.clone()), &all_are_there);
+                    scope.spawn(move || {
+                        all_are_there.wait();
+                        db.write(|tx| tx.execute("INSERT INTO pins VALUES (?1, x'00', 1)", [n])).unwrap();
+                    });
+                }
+            });
+            let count = |db: &Connection| db.query_row("SELECT count(*) FROM pins", [], |row| row.get(0));
+            let count: i64 = Db::new(path).read(count).unwrap();
+            assert_eq!(count, 8);
+        }
     }
 
     #[test]
