@@ -575,6 +575,10 @@ fn create(path: &Path) -> Result<(), RootError> {
         })
     };
     if !names(path).iter().all(ours) {
+        // Another process may have made it since, and be at work in it.
+        if fs::read_to_string(path.join("version")).is_ok_and(|text| text == VERSION) {
+            return Ok(());
+        }
         return Err(RootError::Foreign { path: path.to_owned() });
     }
     for dir in DIRS
