@@ -212,9 +212,9 @@ fn open(path: &Path) -> Result<Connection, DbError> {
         return Ok(connection);
     }
     let sql = |source| DbError::Sql { path: path.to_owned(), source };
-    create(&connect(path).map_err(sql)?).map_err(sql)?;
-    let connection = open_made(path)?;
-    connection.ok_or_else(|| sql(rusqlite::Error::QueryReturnedNoRows))
+    let connection = connect(path).map_err(sql)?;
+    create(&connection).and_then(|()| tune(&connection)).map_err(sql)?;
+    Ok(connection)
 }
 
 /// The database as it is used; `None`: it has not been made.
@@ -227,11 +227,15 @@ fn open_made(path: &Path) -> Result<Option<Connection>, DbError> {
         1..VERSION => migrate(&connection).map_err(sql)?,
         found => return Err(DbError::Newer { path: path.to_owned(), found }),
     }
-    connection.pragma_update(None, "synchronous", "NORMAL").map_err(sql)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 256).map_err(sql)?;
-    // KiB. A build of thousands of steps looks into every page; no other one fills it.
-    connection.pragma_update(None, "cache_size", -8192).map_err(sql)?;
+    tune(&connection).map_err(sql)?;
     Ok(Some(connection))
+}
+
+fn tune(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 256)?;
+    // KiB. A build of thousands of steps looks into every page; no other one fills it.
+    connection.pragma_update(None, "cache_size", -8192)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
