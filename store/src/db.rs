@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the schema below; a higher one is refused, a lower one migrated.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// How long to wait for others.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,13 +50,6 @@ CREATE TABLE tags(
     reference TEXT NOT NULL, turn INTEGER NOT NULL, digest BLOB NOT NULL, time INTEGER NOT NULL, epoch BLOB,
     PRIMARY KEY (reference, turn)
 ) WITHOUT ROWID;
-CREATE TABLE records(
-    key BLOB PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL, bytes BLOB NOT NULL,
-    created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL,
-    origin TEXT, seconds REAL NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE INDEX records_step ON records(step, created);
-CREATE INDEX records_layer ON records(diff_id);
 CREATE TABLE memo(
     result BLOB NOT NULL, selector BLOB NOT NULL, digest BLOB NOT NULL, last_used INTEGER NOT NULL,
     PRIMARY KEY (result, selector)
@@ -67,6 +60,18 @@ CREATE TABLE directories(
     created INTEGER NOT NULL, last_used INTEGER NOT NULL,
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
+";
+
+/// With a rowid and the bytes last: SQLite compares keys of a table without one by reading whole rows, and those of records
+/// that name thousands of files are as long as all others together.
+const RECORDS: &str = "
+CREATE TABLE records(
+    key BLOB NOT NULL PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL,
+    created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL, description TEXT NOT NULL,
+    origin TEXT, seconds REAL NOT NULL, bytes BLOB NOT NULL
+);
+CREATE INDEX records_step ON records(step, created);
+CREATE INDEX records_layer ON records(diff_id);
 ";
 
 /// Where deflated blocks are: in which blob, from which byte on. The hash is of their bytes.
@@ -262,6 +267,7 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     // Another process may have been first, where they could not be kept apart.
     if version(&transaction)? == 0 {
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(RECORDS)?;
         transaction.execute_batch(BLOCKS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
@@ -269,18 +275,24 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// From version 1, which did not say where a record came from (all were made here), 2, which did not say how long a step
-/// took, and 3, which knew no blocks.
+/// took, 3, which knew no blocks, and 4, whose records had no rowid.
 fn migrate(connection: &Connection) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let found = version(&transaction)?;
-    if found == 1 {
-        transaction.execute_batch("ALTER TABLE records ADD COLUMN origin TEXT")?;
-    }
-    if found <= 2 {
-        transaction.execute_batch("ALTER TABLE records ADD COLUMN seconds REAL NOT NULL DEFAULT 0")?;
-    }
     if found < VERSION {
-        transaction.execute_batch(BLOCKS)?;
+        let origin = if found <= 1 { "NULL" } else { "origin" };
+        let seconds = if found <= 2 { "0" } else { "seconds" };
+        transaction.execute_batch(
+            "ALTER TABLE records RENAME TO old; DROP INDEX records_step; DROP INDEX records_layer",
+        )?;
+        transaction.execute_batch(RECORDS)?;
+        transaction.execute_batch(&format!(
+            "INSERT INTO records SELECT key, step, diff_id, created, last_used, uses, description, {origin}, {seconds}, bytes
+             FROM old; DROP TABLE old"
+        ))?;
+        if found <= 3 {
+            transaction.execute_batch(BLOCKS)?;
+        }
         transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
@@ -344,31 +356,51 @@ mod tests {
 
     #[test]
     fn older_versions_get_what_they_lack() {
-        for (version, values) in [(1, ""), (2, ", NULL"), (3, ", NULL, 0")] {
+        for (version, columns, values) in [
+            (1, "", ""),
+            (2, ", origin TEXT", ", 'cache'"),
+            (3, ", origin TEXT, seconds REAL NOT NULL DEFAULT 0", ", 'cache', 5"),
+            (4, ", origin TEXT, seconds REAL NOT NULL DEFAULT 0", ", 'cache', 5"),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("meta.db");
             Db::new(path.clone())
                 .write(|tx| {
-                    tx.execute_batch("DROP TABLE blocks")?;
-                    if version <= 2 {
-                        tx.execute_batch("ALTER TABLE records DROP COLUMN seconds")?;
+                    if version <= 3 {
+                        tx.execute_batch("DROP TABLE blocks")?;
                     }
-                    if version == 1 {
-                        tx.execute_batch("ALTER TABLE records DROP COLUMN origin")?;
-                    }
-                    let insert = "INSERT INTO records VALUES (x'01', x'02', x'03', x'', 1, 1, 0, 'RUN x'";
-                    tx.execute(&format!("{insert}{values})"), [])?;
+                    tx.execute_batch(&format!(
+                        "DROP TABLE records;
+                         CREATE TABLE records(
+                             key BLOB PRIMARY KEY, step BLOB NOT NULL, diff_id BLOB NOT NULL, bytes BLOB NOT NULL,
+                             created INTEGER NOT NULL, last_used INTEGER NOT NULL, uses INTEGER NOT NULL,
+                             description TEXT NOT NULL{columns}
+                         ) WITHOUT ROWID;
+                         CREATE INDEX records_step ON records(step, created);
+                         CREATE INDEX records_layer ON records(diff_id);
+                         INSERT INTO records VALUES (x'01', x'02', x'03', x'04', 1, 2, 3, 'RUN x'{values})"
+                    ))?;
                     tx.pragma_update(None, "user_version", version)
                 })
                 .unwrap();
+            type Found = (Vec<u8>, Vec<u8>, String, Option<String>, f64, i64);
             let read = Db::new(path).read(|db| {
                 db.query_row(
-                    "SELECT origin, seconds, (SELECT count(*) FROM blocks) FROM records",
+                    "SELECT key, bytes, description, origin, seconds, (SELECT count(*) FROM blocks) FROM records",
                     [],
-                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                    |row| {
+                        let value = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?);
+                        Ok::<Found, _>(value)
+                    },
                 )
             });
-            assert_eq!(read.unwrap(), (None::<String>, 0.0, 0));
+            let (origin, seconds) = match version {
+                1 => (None, 0.0),
+                2 => (Some("cache".to_owned()), 0.0),
+                _ => (Some("cache".to_owned()), 5.0),
+            };
+            let expected = (vec![1], vec![4], "RUN x".to_owned(), origin, seconds, 0);
+            assert_eq!(read.unwrap(), expected, "{version}");
         }
     }
 

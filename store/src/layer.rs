@@ -89,9 +89,15 @@ impl Layers {
         Ok(self.size(diff_id)?.is_some())
     }
 
-    /// Which of `diff_ids` are here, whole.
-    pub fn contained(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
-        Ok(self.rows(diff_ids)?.iter().map(Option::is_some).collect())
+    /// Which of `diff_ids` are here by what the database says. Their files are not looked at: whoever needs one does.
+    pub fn listed(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
+        let rows = self.rows(diff_ids)?;
+        let listed = rows.iter().zip(diff_ids).map(|(row, diff_id)| {
+            let row = row.as_ref().filter(|row| self.believes(row))?;
+            self.note_use(diff_id, row);
+            Some(())
+        });
+        Ok(listed.map(|row| row.is_some()).collect())
     }
 
     /// Whether it can be made present without making it again: a compressed form is here, or known to be at a registry.
@@ -308,9 +314,30 @@ impl Layers {
         })?)
     }
 
+    /// The row, if it is to be believed and the tar is as long as it says.
     fn row(&self, diff_id: &DiffId) -> Result<Option<Row>, StoreError> {
-        Ok(self.rows(std::slice::from_ref(diff_id))?.pop().flatten())
+        let Some(row) = self.rows(std::slice::from_ref(diff_id))?.pop().flatten() else { return Ok(None) };
+        let has_length = || fs::metadata(self.tar_path(diff_id)).is_ok_and(|meta| meta.len() == row.tar_size);
+        if !self.believes(&row) || !has_length() {
+            self.forget(diff_id, row.written.as_deref())?;
+            return Ok(None);
+        }
+        self.note_use(diff_id, &row);
+        Ok(Some(row))
     }
+
+    /// Whether the files of the row were written in this epoch or are known to be on disk.
+    fn believes(&self, row: &Row) -> bool {
+        row.written.as_deref().is_none_or(|written| written == self.root.epoch().bytes())
+    }
+
+    fn note_use(&self, diff_id: &DiffId, row: &Row) {
+        if row.last_used < now() - USED_GRAIN {
+            self.root.used(|used| used.layers.push(diff_id.0.bytes().to_vec()));
+        }
+    }
+
+    /// What the database says.
 
     fn rows(&self, diff_ids: &[DiffId]) -> Result<Vec<Option<Row>>, StoreError> {
         let query = |db: &rusqlite::Connection| {
@@ -327,29 +354,10 @@ impl Layers {
             };
             diff_ids.iter().map(|diff_id| query.query_row([diff_id.0.bytes()], row).optional()).collect()
         };
-        let rows: Vec<Option<Row>> = match diff_ids.len() {
+        Ok(match diff_ids.len() {
             1 => self.root.inner.db.read(query)?,
             _ => self.root.inner.db.read_many(query)?,
-        };
-        diff_ids
-            .iter()
-            .zip(rows)
-            .map(|(diff_id, row)| row.map_or(Ok(None), |row| self.checked(diff_id, row)))
-            .collect()
-    }
-
-    /// The row, if it is to be believed and the tar is as long as it says.
-    fn checked(&self, diff_id: &DiffId, row: Row) -> Result<Option<Row>, StoreError> {
-        let believed = row.written.as_deref().is_none_or(|written| written == self.root.epoch().bytes());
-        if !believed || fs::metadata(self.tar_path(diff_id)).map(|meta| meta.len()).ok() != Some(row.tar_size)
-        {
-            self.forget(diff_id, row.written.as_deref())?;
-            return Ok(None);
-        }
-        if row.last_used < now() - USED_GRAIN {
-            self.root.used(|used| used.layers.push(diff_id.0.bytes().to_vec()));
-        }
-        Ok(Some(row))
+        })
     }
 
     /// Drops a layer that is not what its row says, unless somebody stored it again meanwhile. What was made from its

@@ -111,18 +111,18 @@ impl Records {
         created: i64,
         now: i64,
     ) -> Result<usize, StoreError> {
-        let sql = format!("{how} INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9)");
+        let sql = format!("{how} INTO records VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9)");
         Ok(self.root.inner.db.write(|tx| {
             tx.prepare_cached(&sql)?.execute((
                 &record.key[..],
                 &record.step[..],
                 record.diff_id.0.bytes(),
-                record.bytes,
                 created,
                 now,
                 record.description,
                 origin,
                 record.seconds,
+                record.bytes,
             ))
         })?)
     }

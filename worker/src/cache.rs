@@ -39,14 +39,15 @@ impl<'a> StoreCache<'a> {
         Self { root }
     }
 
-    /// Which layers are here or known to be somewhere; they are held until the root is closed.
+    /// Which layers are here or known to be somewhere; they are held until the root is closed. One whose files turn out to
+    /// be gone when they are needed is lost: its step runs again.
     fn can_be_had(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
         // Held first, looked for after: a prune in between takes nothing that is then found. All at once: a lease is a
         // lock and a write.
         self.root.hold(diff_ids.iter().copied().map(Item::Layer))?;
         let layers = self.root.layers();
-        let here = layers.contained(diff_ids)?;
-        diff_ids.iter().zip(here).map(|(diff_id, here)| Ok(here || layers.can_be_fetched(diff_id)?)).collect()
+        let listed = layers.listed(diff_ids)?;
+        diff_ids.iter().zip(listed).map(|(id, listed)| Ok(listed || layers.can_be_fetched(id)?)).collect()
     }
 }
 
