@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use image::digest::Hasher;
 use image::{DiffId, Digest};
 use rusqlite::OptionalExtension;
 
@@ -17,6 +18,7 @@ use crate::compress::gzip::{Key, Known};
 use crate::compress::{Algorithm, CompressError, Compressed, Compression, compress_with};
 use crate::error::StoreError;
 use crate::layer::digest_of;
+use crate::registry::Stretch;
 use crate::root::Root;
 use crate::temp::TempFile;
 
@@ -32,8 +34,16 @@ pub(crate) enum PackError {
     Store(#[from] StoreError),
 }
 
-/// Compresses the tar of a layer into `sink`. With `keep` the blob stays here as well; that of a long layer does if it
-/// can, for its blocks.
+/// What [`pack`] has made, in order.
+pub(crate) enum Packed<'a> {
+    /// In memory.
+    Bytes(&'a [u8]),
+    /// In a file, which keeps what it has.
+    Stored(Stretch),
+}
+
+/// Compresses the tar of a layer and hands what it makes to `take`. With `keep` the blob stays here as well; that of a long
+/// layer does if it can, for its blocks.
 ///
 /// A tar that is not what its diff ID says is dropped, and missing.
 pub(crate) fn pack(
@@ -41,28 +51,29 @@ pub(crate) fn pack(
     diff_id: &DiffId,
     compression: Compression,
     keep: bool,
-    sink: impl Write + Send,
+    take: impl FnMut(Packed<'_>) -> io::Result<()> + Send,
 ) -> Result<Compressed, PackError> {
     let layers = root.layers();
-    let tar = layers.open_tar(diff_id)?;
+    let verify = matches!(diff_id.0, Digest::Sha256(_)) && !layers.is_in_memory(diff_id);
+    let mut tar = Verified { tar: layers.open_tar(diff_id)?, hasher: verify.then(Hasher::sha256) };
     let long = layers.size(diff_id)?.is_some_and(|size| size >= LONG);
     let blocks = (long && compression.algorithm == Algorithm::Gzip).then(|| Blocks::new(root));
     let copy = match keep {
-        true => Some(root.temp_file()?),
-        false => blocks.as_ref().and_then(|_| root.temp_file().ok()),
+        true => Some(Copy::new(root)?),
+        false => blocks.as_ref().and_then(|_| Copy::new(root).ok()),
     };
-    let mut sink = Copied { sink, copy, keep };
+    let mut sink = Copied { take, copy, keep };
     let compressed = match &blocks {
-        Some(blocks) => compress_with(tar, compression, &mut sink, blocks)?,
-        None => compress_with(tar, compression, &mut sink, &())?,
+        Some(blocks) => compress_with(&mut tar, compression, &mut sink, blocks)?,
+        None => compress_with(&mut tar, compression, &mut sink, &())?,
     };
-    if matches!(diff_id.0, Digest::Sha256(_)) && compressed.input != diff_id.0 {
+    if tar.hasher.is_some_and(|hasher| hasher.finish() != diff_id.0) {
         // The file has its right length and other bytes: a disk that lies, or somebody was in there.
         layers.remove(diff_id)?;
         return Err(StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
     }
     let Some(copy) = sink.copy else { return Ok(compressed) };
-    let kept = root.blobs().publish(copy, compressed.digest, compressed.size);
+    let kept = root.blobs().publish(copy.file, compressed.digest, compressed.size);
     let kept = kept.and_then(|()| blocks.map_or(Ok(()), |blocks| blocks.keep(&compressed.digest)));
     if keep {
         kept?;
@@ -70,26 +81,70 @@ pub(crate) fn pack(
     Ok(compressed)
 }
 
-/// What goes to `sink`, in a file too. Without `keep` a file that cannot be written is given up.
-struct Copied<S> {
-    sink: S,
-    copy: Option<TempFile>,
+/// A tar that is hashed while it is read, if it is to be verified.
+struct Verified {
+    tar: File,
+    hasher: Option<Hasher>,
+}
+
+impl Read for Verified {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.tar.read(buf)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buf[..n]);
+        }
+        Ok(n)
+    }
+}
+
+/// A blob that stays here.
+struct Copy {
+    file: TempFile,
+    // The same, for whoever reads what was written.
+    shared: Arc<File>,
+    len: u64,
+}
+
+impl Copy {
+    fn new(root: &Root) -> Result<Self, StoreError> {
+        let file = root.temp_file()?;
+        let shared = file.file().try_clone().map_err(StoreError::io("open", file.path()))?;
+        Ok(Self { file, shared: Arc::new(shared), len: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<Stretch> {
+        self.file.write_all(bytes)?;
+        let stretch = Stretch { file: Arc::clone(&self.shared), at: self.len, len: bytes.len() as u64 };
+        self.len += stretch.len;
+        Ok(stretch)
+    }
+}
+
+/// Hands over what is written, by way of the blob that stays here if there is one. Without `keep` a file that cannot be
+/// written is given up.
+struct Copied<T> {
+    take: T,
+    copy: Option<Copy>,
     keep: bool,
 }
 
-impl<S: Write> Write for Copied<S> {
+impl<T: FnMut(Packed<'_>) -> io::Result<()>> Write for Copied<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sink.write_all(bytes)?;
-        match self.copy.as_mut().map(|copy| copy.write_all(bytes)) {
+        let packed = match self.copy.as_mut().map(|copy| copy.write(bytes)) {
+            Some(Ok(stretch)) => Packed::Stored(stretch),
             Some(Err(error)) if self.keep => return Err(error),
-            Some(Err(_)) => self.copy = None,
-            Some(Ok(())) | None => {}
-        }
+            Some(Err(_)) => {
+                self.copy = None;
+                Packed::Bytes(bytes)
+            }
+            None => Packed::Bytes(bytes),
+        };
+        (self.take)(packed)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.sink.flush()
+        Ok(())
     }
 }
 
@@ -198,7 +253,18 @@ mod tests {
     /// What [`pack`] gives, which is what it should be.
     fn packed(root: &Root, diff_id: &DiffId) -> Compressed {
         let mut bytes = Vec::new();
-        let compressed = pack(root, diff_id, GZIP, false, &mut bytes).unwrap();
+        let take = |packed: Packed<'_>| {
+            match packed {
+                Packed::Bytes(made) => bytes.extend(made),
+                Packed::Stored(mut stretch) => {
+                    while stretch.len > 0 {
+                        bytes.extend(stretch.read(usize::MAX)?);
+                    }
+                }
+            }
+            Ok(())
+        };
+        let compressed = pack(root, diff_id, GZIP, false, take).unwrap();
         let tar = fs::read(root.layers().tar_path(diff_id)).unwrap();
         let mut plain = Vec::new();
         assert_eq!(compress_layer(&tar[..], GZIP, &mut plain).unwrap(), compressed);
@@ -254,7 +320,8 @@ mod tests {
         let (_dir, root) = root();
         let diff_id = store(&root, 1);
         flip(&root.layers().tar_path(&diff_id));
-        let error = pack(&root, &diff_id, GZIP, false, io::sink()).unwrap_err();
+        let root = Root::open(root.path()).unwrap();
+        let error = pack(&root, &diff_id, GZIP, false, |_| Ok(())).unwrap_err();
         assert!(matches!(error, PackError::Store(error) if error.is_missing()));
         assert!(!root.layers().contains(&diff_id).unwrap() && blocks(&root).is_empty());
     }

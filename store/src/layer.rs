@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use image::layer::index::LayerIndex;
 use image::layer::read::{ReadError, index_tar};
@@ -27,6 +28,9 @@ use crate::temp::TempFile;
 
 /// Indexes that nobody uses are dropped from memory when all together were longer than this on disk.
 const CACHED_INDEX_BYTES: u64 = 48 << 20;
+
+/// As long as the kernel keeps what was written before it thinks of a disk, as Linux is configured by default.
+const IN_MEMORY: Duration = Duration::from_secs(30);
 
 /// The layers of a root.
 #[derive(Clone, Debug)]
@@ -153,6 +157,13 @@ impl Layers {
         let Some(_) = self.row(diff_id)? else { return Err(missing(diff_id)) };
         let path = self.tar_path(diff_id);
         File::open(&path).map_err(StoreError::io("open", path))
+    }
+
+    /// Whether its tar was written by this process so short a time ago that no disk has been asked for it: what is read is
+    /// what was written, and hashed then.
+    pub(crate) fn is_in_memory(&self, diff_id: &DiffId) -> bool {
+        let written = self.root.inner.tars_written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.get(diff_id).is_some_and(|time| time.elapsed() < IN_MEMORY)
     }
 
     /// Where its tar is or would be. That there is a file does not say that the layer is here.
@@ -338,7 +349,6 @@ impl Layers {
     }
 
     /// What the database says.
-
     fn rows(&self, diff_ids: &[DiffId]) -> Result<Vec<Option<Row>>, StoreError> {
         let query = |db: &rusqlite::Connection| {
             let mut query = db.prepare_cached(
@@ -431,6 +441,9 @@ impl NewLayer {
             let (to_index, to_tar) = (layers.index_path(&diff_id), layers.tar_path(&diff_id));
             index_file.rename(&to_index).map_err(StoreError::io("create", &to_index))?;
             tar.rename(&to_tar).map_err(StoreError::io("create", &to_tar))?;
+            let mut written = self.root.inner.tars_written.lock().unwrap_or_else(PoisonError::into_inner);
+            written.insert(diff_id, Instant::now());
+            drop(written);
             let now = now();
             self.root.inner.db.write(|tx| {
                 tx.prepare_cached("INSERT OR REPLACE INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)")?

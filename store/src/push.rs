@@ -6,26 +6,26 @@
 //! then the manifest, then the index.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use image::manifest::{Document, media_type};
 use image::{Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, Reference};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::blocks;
+use crate::blocks::{self, Packed};
 use crate::compress::{Algorithm, Compression};
 use crate::error::StoreError;
 use crate::layer::LayerBlob;
 use crate::pool;
-use crate::registry::{Body, Client, Piece, Progress, Pushed, RegistryError, Source};
+use crate::registry::{Body, Client, Piece, Progress, Pushed, RegistryError, Source, Stretch};
 use crate::root::Root;
 use crate::tag::layers_of;
 use crate::timing::{self, Of};
 
-/// Compressed bytes are handed over in pieces of this length.
+/// Compressed bytes that are in no file are handed over in pieces of this length.
 const PIECE: usize = 256 << 10;
 /// How many pieces may wait for the network.
 const PIECES: usize = 8;
@@ -440,9 +440,11 @@ impl Source for TarSource {
         let (root, diff_id, compression) = (self.root.clone(), self.diff_id, self.compression);
         on_pool(move |pieces| {
             let _phase = timing::phase("compress", Of::Layer(diff_id));
-            let mut out = io::BufWriter::with_capacity(PIECE, pieces);
-            let compressed = blocks::pack(&root, &diff_id, compression, false, &mut out)?;
-            out.flush()?;
+            let take = |packed: Packed<'_>| match packed {
+                Packed::Bytes(bytes) => pieces.bytes(bytes),
+                Packed::Stored(stretch) => pieces.stored(stretch),
+            };
+            let compressed = blocks::pack(&root, &diff_id, compression, false, take)?;
             Ok((compressed.digest, compressed.size))
         })
     }
@@ -457,18 +459,11 @@ struct BlobSource {
 impl Source for BlobSource {
     fn open(&self) -> mpsc::Receiver<Piece> {
         let (root, blob) = (self.root.clone(), self.blob.clone());
-        on_pool(move |mut pieces| {
-            let mut file = root.blobs().open(&blob.digest)?;
-            let mut size = 0;
-            let mut buffer = vec![0; PIECE];
-            loop {
-                let len = file.read(&mut buffer)?;
-                if len == 0 {
-                    return Ok((blob.digest, size));
-                }
-                size += len as u64;
-                pieces.write_all(&buffer[..len])?;
-            }
+        on_pool(move |pieces| {
+            let file = Arc::new(root.blobs().open(&blob.digest)?);
+            let size = file.metadata()?.len();
+            pieces.stored(Stretch { file, at: 0, len: size })?;
+            Ok((blob.digest, size))
         })
     }
 }
@@ -511,31 +506,57 @@ impl Source for RemoteSource {
 
 type Made = Result<(Digest, u64), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Runs a job of the pool that writes the pieces.
-fn on_pool(make: impl FnOnce(Pieces) -> Made + Send + 'static) -> mpsc::Receiver<Piece> {
+/// Runs a job of the pool that hands over the pieces.
+fn on_pool(make: impl FnOnce(&mut Pieces) -> Made + Send + 'static) -> mpsc::Receiver<Piece> {
     let (sender, receiver) = mpsc::channel(PIECES);
     drop(pool::start(move || {
-        let last = match make(Pieces(sender.clone())) {
+        let mut pieces = Pieces { sender, stored: None };
+        let made = make(&mut pieces).and_then(|made| {
+            pieces.rest()?;
+            Ok(made)
+        });
+        let last = match made {
             Ok((digest, size)) => Piece::End { digest, size },
             Err(error) => Piece::Failed(error),
         };
         // Nobody listens any more: the upload was given up.
-        let _ = sender.blocking_send(last);
+        let _ = pieces.send(last);
     }));
     receiver
 }
 
 /// Bytes to the runtime's thread.
-struct Pieces(mpsc::Sender<Piece>);
+struct Pieces {
+    sender: mpsc::Sender<Piece>,
+    // What is in a file does not wait for the network: it grows while there is no room for it.
+    stored: Option<Stretch>,
+}
 
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = Piece::Data(Bytes::copy_from_slice(bytes));
-        self.0.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(bytes.len())
+impl Pieces {
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        self.sender.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.rest()?;
+        bytes.chunks(PIECE).try_for_each(|piece| self.send(Piece::Data(Bytes::copy_from_slice(piece))))
+    }
+
+    /// The bytes of the file behind those that came before.
+    fn stored(&mut self, stretch: Stretch) -> io::Result<()> {
+        let whole = match self.stored.take() {
+            Some(before) => Stretch { len: before.len + stretch.len, ..before },
+            None => stretch,
+        };
+        match self.sender.try_send(Piece::Stored(whole)) {
+            Err(TrySendError::Full(Piece::Stored(whole))) => self.stored = Some(whole),
+            Err(_) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Ok(()) => {}
+        }
         Ok(())
+    }
+
+    fn rest(&mut self) -> io::Result<()> {
+        self.stored.take().map_or(Ok(()), |stretch| self.send(Piece::Stored(stretch)))
     }
 }

@@ -23,6 +23,7 @@
 //! of the machine or a new mount the epoch is another one, and what was not known to be on disk by then is not there.
 //! [`Root::sync`] makes it known.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
@@ -31,8 +32,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use image::DiffId;
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags};
 
 use crate::blob::Blobs;
@@ -190,6 +192,8 @@ pub(crate) struct Inner {
     creating: Mutex<()>,
     pub(crate) holds: Holds,
     pub(crate) indexes: IndexCache,
+    // When this process wrote which tars.
+    pub(crate) tars_written: Mutex<HashMap<DiffId, Instant>>,
     // What was used and is to be marked so, in one transaction at the end.
     used: Mutex<Used>,
     // What this process fetched.
@@ -279,6 +283,7 @@ impl Root {
                 creating: Mutex::new(()),
                 holds: Holds::default(),
                 indexes: IndexCache::default(),
+                tars_written: Mutex::default(),
                 used: Mutex::new(Used::default()),
                 meters: Meters::default(),
                 wrote: AtomicBool::new(false),

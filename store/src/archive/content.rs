@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 
 use image::manifest::{Document, media_type};
@@ -312,7 +311,7 @@ pub fn pack(
     {
         return Ok(blob);
     }
-    let compressed = blocks::pack(root, diff_id, compression, true, io::sink())?;
+    let compressed = blocks::pack(root, diff_id, compression, true, |_| Ok(()))?;
     let blob = LayerBlob {
         digest: compressed.digest,
         size: compressed.size,

@@ -138,10 +138,6 @@ pub struct Compressed {
     pub digest: Digest,
     /// Their number.
     pub size: u64,
-    /// Digest of what went in: for a layer, its diff ID.
-    pub input: Digest,
-    /// Number of bytes that went in.
-    pub input_size: u64,
 }
 
 /// Compresses all of `reader` into `sink`, on the pool.
@@ -155,13 +151,12 @@ pub fn compress_layer(
 
 /// [`compress_layer`], but for the blocks that are known.
 pub(crate) fn compress_with(
-    reader: impl Read + Send,
+    mut reader: impl Read + Send,
     compression: Compression,
     sink: impl Write + Send,
     known: &impl gzip::Known,
 ) -> Result<Compressed, CompressError> {
-    let mut reader = Hashed::new(reader);
-    let mut sink = Hashed::new(sink);
+    let mut sink = Hashed { inner: sink, hasher: Hasher::sha256(), bytes: 0 };
     match compression.algorithm {
         Algorithm::None => {
             io::copy(&mut reader, &mut sink)?;
@@ -171,41 +166,22 @@ pub(crate) fn compress_with(
         other => return Err(CompressError::ReadOnly(other)),
     }
     sink.inner.flush()?;
-    let (input, input_size) = (reader.hasher.finish(), reader.bytes);
-    Ok(Compressed { digest: sink.hasher.finish(), size: sink.bytes, input, input_size })
+    Ok(Compressed { digest: sink.hasher.finish(), size: sink.bytes })
 }
 
 /// Hashes and counts what passes.
 #[derive(Debug)]
-struct Hashed<T> {
-    inner: T,
+struct Hashed<W> {
+    inner: W,
     hasher: Hasher,
     bytes: u64,
-}
-
-impl<T> Hashed<T> {
-    fn new(inner: T) -> Self {
-        Self { inner, hasher: Hasher::sha256(), bytes: 0 }
-    }
-
-    fn pass(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.pass(&buf[..n]);
-        Ok(n)
-    }
 }
 
 impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
-        self.pass(&bytes[..n]);
+        self.hasher.update(&bytes[..n]);
+        self.bytes += n as u64;
         Ok(n)
     }
 
@@ -263,7 +239,6 @@ mod tests {
                 let compression = Compression::new(algorithm, None).unwrap();
                 let compressed = compress_layer(&bytes[..], compression, &mut out).unwrap();
                 assert_eq!((compressed.digest, compressed.size), (Digest::of(&out), out.len() as u64));
-                assert_eq!((compressed.input, compressed.input_size), (Digest::of(&bytes), len as u64));
                 let mut decoder = Decoder::detect(&out[..]).unwrap();
                 let mut back = Vec::new();
                 decoder.read_to_end(&mut back).unwrap();

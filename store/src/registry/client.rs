@@ -19,9 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::auth::{Authority, Refusal, Scopes, is_private_address};
+use super::chunk::Chunk;
 use super::credentials::{Credential, Login};
 use super::error::{Answer, NetworkCause, RegistryError, redacted};
-use super::push::{Chunk, Meter, Upstream};
+use super::push::{Meter, Upstream};
 use super::retry::{Backoff, Next, Timing, is_transient, retry_after};
 use super::{Config, KeyPair, Transport};
 
@@ -133,7 +134,7 @@ impl Payload {
     fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
-            Self::Chunk(chunk) => chunk.len,
+            Self::Chunk(chunk) => chunk.len(),
             Self::Source(_, size) => *size,
         }
     }

@@ -9,6 +9,7 @@
 //! before the manifest, because a registry refuses a manifest whose blobs it does not have.
 
 mod auth;
+mod chunk;
 mod client;
 pub mod credentials;
 pub mod error;
@@ -22,6 +23,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use chunk::Stretch;
 pub use client::Client;
 pub use credentials::{Credential, Credentials, CredentialsError, Login, Password};
 pub use error::{Answer, Class, NetworkCause, RegistryError};

@@ -1,7 +1,7 @@
 //! Blobs and manifests into a registry.
 //!
 //! Two ways to upload. A blob whose digest is known goes in one PUT, which is opened again from the start if it breaks.
-//! A blob that is made while it is sent (its digest is known at its end) goes in PATCHes of a few MiB, each kept until
+//! A blob that is made while it is sent (its digest is known at its end) goes in PATCHes of some MiB, each kept until
 //! the registry has it; registries that do not take those get the blob made twice, for the digest and for the PUT.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use image::{Descriptor, Digest, Reference};
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -19,15 +19,18 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::auth::Scopes;
+use super::chunk::{Chunk, Part, Stretch};
 use super::client::{Endpoint, Fault, Patience, Payload, Request, Way, is_worth_another_try};
 use super::error::{RegistryError, redacted};
 use super::pull::content_digest;
 use super::retry::{Backoff, is_transient};
 use super::{Client, Progress};
 
-/// Chunks of an upload whose digest is not known yet. Above the 5 MiB that object stores want of all parts but the
-/// last; two of them are held for each transfer.
-const CHUNK: usize = 6 << 20;
+/// The first chunk of an upload whose digest is not known yet, and the most of one that is in memory. Above the 5 MiB that
+/// object stores want of all parts but the last; two of them are held for each transfer.
+const CHUNK: u64 = 6 << 20;
+/// The longest chunk: registries wait for their disk after each.
+const LONGEST_CHUNK: u64 = 48 << 20;
 /// Pieces that a body is handed to the connection in: small enough to see it move.
 const FRAME: usize = 64 << 10;
 /// Fresh uploads that are begun for one blob while the registry forgets the old ones.
@@ -45,6 +48,8 @@ pub trait Source: Send + Sync {
 pub enum Piece {
     /// More bytes.
     Data(Bytes),
+    /// More bytes, which take no memory while they wait.
+    Stored(Stretch),
     /// All were given; they hash to `digest` and are `size` bytes.
     End {
         /// The digest of all bytes.
@@ -169,22 +174,24 @@ impl Client {
             if !certain && self.has_blob_at(&endpoint, target, &digest).await? {
                 return Ok((digest, size, Pushed::Existed));
             }
-            let body = Body::Bytes(first.into_bytes());
+            let body = Body::Bytes(first.read().map_err(|error| RegistryError::Source(error.into()))?);
             let pushed = self.put_blob(&endpoint, target, &descriptor, body, None, progress).await?;
             return Ok((digest, size, pushed));
         }
         let scopes = Scopes::push(&target.repository);
         let mut upload = Upload::begin(self, &endpoint, target, &scopes, progress).await?;
         let sent = async {
-            let mut chunk = first;
+            let (mut chunk, mut length) = (first, CHUNK);
             loop {
                 upload.patch(chunk).await?;
                 if let Some(end) = maker.end {
                     return Ok(Some(end));
                 }
-                chunk = maker.chunk(CHUNK).await?;
+                // Short ones first, so that the network need not wait.
+                length = (2 * length).min(LONGEST_CHUNK);
+                chunk = maker.chunk(length).await?;
                 // Nothing but the end was left.
-                if chunk.len == 0 {
+                if chunk.len() == 0 {
                     return Ok(maker.end);
                 }
             }
@@ -406,7 +413,7 @@ impl<'a> Upload<'a> {
 
     /// Sends the next bytes; `Ok` means that the registry has them.
     async fn patch(&mut self, chunk: Chunk) -> Result<(), Stuck> {
-        let (start, end) = (self.offset, self.offset + chunk.len);
+        let (start, end) = (self.offset, self.offset + chunk.len());
         let mut backoff = Backoff::new(&self.client.config().timing, Instant::now());
         let mut connects = 0;
         // Answers that say the offsets are wrong.
@@ -528,72 +535,39 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// Bytes in the pieces that they came in.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Chunk {
-    pieces: VecDeque<Bytes>,
-    pub(super) len: u64,
-}
-
-impl Chunk {
-    fn push(&mut self, bytes: Bytes) {
-        self.len += bytes.len() as u64;
-        self.pieces.push_back(bytes);
-    }
-
-    /// All but the first `done` bytes.
-    fn behind(&self, done: u64) -> Self {
-        let mut rest = self.clone();
-        rest.len -= done;
-        let mut done = done as usize;
-        while let Some(front) = rest.pieces.front_mut() {
-            if done < front.len() {
-                front.advance(done);
-                break;
-            }
-            done -= front.len();
-            rest.pieces.pop_front();
-        }
-        rest
-    }
-
-    fn into_bytes(self) -> Bytes {
-        let mut whole = BytesMut::with_capacity(self.len as usize);
-        self.pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-        whole.freeze()
-    }
-}
-
-impl From<Bytes> for Chunk {
-    fn from(bytes: Bytes) -> Self {
-        Self { len: bytes.len() as u64, pieces: VecDeque::from([bytes]) }
-    }
-}
-
-/// Takes chunks of a wanted size from a source's pieces.
+/// Takes chunks of a wanted length from a source's pieces.
 struct Maker {
     pieces: mpsc::Receiver<Piece>,
-    left: Bytes,
+    left: Part,
     end: Option<(Digest, u64)>,
 }
 
 impl Maker {
     fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { pieces, left: Bytes::new(), end: None }
+        Self { pieces, left: Part::Memory(Bytes::new()), end: None }
     }
 
-    /// The next `size` bytes, or all that are left before the end, which is then known.
-    async fn chunk(&mut self, size: usize) -> Result<Chunk, RegistryError> {
+    /// The next `length` bytes, or fewer: no more than [`CHUNK`] in memory, and all that are left before the end, which is
+    /// then known.
+    async fn chunk(&mut self, length: u64) -> Result<Chunk, RegistryError> {
         let mut chunk = Chunk::default();
+        let mut memory = 0;
         loop {
-            let room = size - chunk.len as usize;
+            let room = match self.left {
+                Part::Memory(_) => (length - chunk.len()).min(CHUNK - memory),
+                Part::Stored(_) => length - chunk.len(),
+            };
             if self.left.len() > room {
                 chunk.push(self.left.split_to(room));
                 return Ok(chunk);
             }
-            chunk.push(std::mem::take(&mut self.left));
+            if let Part::Memory(bytes) = &self.left {
+                memory += bytes.len() as u64;
+            }
+            chunk.push(std::mem::replace(&mut self.left, Part::Memory(Bytes::new())));
             match self.pieces.recv().await {
-                Some(Piece::Data(bytes)) => self.left = bytes,
+                Some(Piece::Data(bytes)) => self.left = Part::Memory(bytes),
+                Some(Piece::Stored(stretch)) => self.left = Part::Stored(stretch),
                 Some(Piece::End { digest, size }) => {
                     self.end = Some((digest, size));
                     return Ok(chunk);
@@ -610,7 +584,7 @@ impl Maker {
             if let Some(end) = self.end {
                 return Ok(end);
             }
-            self.chunk(FRAME).await?;
+            self.chunk(LONGEST_CHUNK).await?;
         }
     }
 }
@@ -704,7 +678,7 @@ impl Meter {
 
 /// A request body in small frames.
 pub(super) struct Upstream {
-    frames: VecDeque<Bytes>,
+    parts: VecDeque<Part>,
     pieces: Option<mpsc::Receiver<Piece>>,
     total: u64,
     meter: Arc<Meter>,
@@ -713,9 +687,9 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn open(payload: &Payload, progress: Option<Progress>) -> (Self, Arc<Meter>) {
-        let (frames, pieces, total) = match payload {
+        let (parts, pieces, total) = match payload {
             Payload::Empty => (VecDeque::new(), None, 0),
-            Payload::Chunk(chunk) => (chunk.pieces.clone(), None, chunk.len),
+            Payload::Chunk(chunk) => (chunk.clone().into_parts(), None, chunk.len()),
             Payload::Source(source, size) => (VecDeque::new(), Some(source.open()), *size),
         };
         let meter = Arc::new(Meter {
@@ -724,7 +698,7 @@ impl Upstream {
             waiting: AtomicBool::new(false),
             error: Mutex::new(None),
         });
-        (Self { frames, pieces, total, meter: Arc::clone(&meter), progress }, meter)
+        (Self { parts, pieces, total, meter: Arc::clone(&meter), progress }, meter)
     }
 
     fn fail(&self, error: Box<dyn Error + Send + Sync>) -> Poll<Option<Result<Bytes, std::io::Error>>> {
@@ -740,10 +714,13 @@ impl futures::Stream for Upstream {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(front) = this.frames.front_mut() {
-                let frame = front.split_to(front.len().min(FRAME));
-                if front.is_empty() {
-                    this.frames.pop_front();
+            if let Some(front) = this.parts.front_mut() {
+                let frame = match front.next(FRAME) {
+                    Ok(frame) => frame,
+                    Err(error) => return this.fail(error.into()),
+                };
+                if front.len() == 0 {
+                    this.parts.pop_front();
                 }
                 if frame.is_empty() {
                     continue;
@@ -763,7 +740,8 @@ impl futures::Stream for Upstream {
             let piece = ready!(pieces.poll_recv(context));
             this.meter.waiting.store(false, Ordering::Relaxed);
             match piece {
-                Some(Piece::Data(bytes)) => this.frames.push_back(bytes),
+                Some(Piece::Data(bytes)) => this.parts.push_back(Part::Memory(bytes)),
+                Some(Piece::Stored(stretch)) => this.parts.push_back(Part::Stored(stretch)),
                 Some(Piece::End { size, .. }) => {
                     this.pieces = None;
                     if size != this.total {
