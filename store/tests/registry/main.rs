@@ -2,6 +2,8 @@
 
 mod faults;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use image::manifest::media_type;
 use image::{Descriptor, Digest, Reference};
 use store::registry::{
     Body, Class, Client, Config, Credential, Credentials, Host, Password, Piece, Progress, Pushed,
-    RegistryError, Source, Timing,
+    RegistryError, Source, Stretch, Timing,
 };
 use tests::Registry;
 use tests::registry::{Fault, Login};
@@ -101,16 +103,35 @@ async fn push(client: &Client, target: &Reference, bytes: &[u8]) -> Result<Pushe
     client.push_blob(target, &descriptor, body, None, false, &Progress::none()).await
 }
 
-/// Makes its bytes on a thread, in pieces, as a compressor does.
-struct Made(Arc<Vec<u8>>);
+/// Makes its bytes on a thread, in pieces, as a compressor does: in memory, or in a file.
+struct Made {
+    bytes: Arc<Vec<u8>>,
+    file: Option<Arc<File>>,
+}
+
+impl Made {
+    fn in_memory(bytes: &[u8]) -> Self {
+        Self { bytes: Arc::new(bytes.to_vec()), file: None }
+    }
+
+    fn in_a_file(bytes: &[u8]) -> Self {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Self { file: Some(Arc::new(file)), ..Self::in_memory(bytes) }
+    }
+}
 
 impl Source for Made {
     fn open(&self) -> mpsc::Receiver<Piece> {
         let (send, receive) = mpsc::channel(2);
-        let bytes = Arc::clone(&self.0);
+        let (bytes, file) = (Arc::clone(&self.bytes), self.file.clone());
         std::thread::spawn(move || {
-            for piece in bytes.chunks(100_000) {
-                if send.blocking_send(Piece::Data(Bytes::copy_from_slice(piece))).is_err() {
+            for (n, data) in (0..).zip(bytes.chunks(100_000)) {
+                let piece = match file.clone() {
+                    None => Piece::Data(Bytes::copy_from_slice(data)),
+                    Some(file) => Piece::Stored(Stretch { file, at: n * 100_000, len: data.len() as u64 }),
+                };
+                if send.blocking_send(piece).is_err() {
                     return;
                 }
             }
@@ -125,7 +146,15 @@ async fn push_made(
     target: &Reference,
     bytes: &[u8],
 ) -> Result<(Digest, u64, Pushed), RegistryError> {
-    client.push_source(target, Arc::new(Made(Arc::new(bytes.to_vec()))), false, &Progress::none()).await
+    push_from(client, target, Made::in_memory(bytes)).await
+}
+
+async fn push_from(
+    client: &Client,
+    target: &Reference,
+    made: Made,
+) -> Result<(Digest, u64, Pushed), RegistryError> {
+    client.push_source(target, Arc::new(made), false, &Progress::none()).await
 }
 
 // Pulling.
@@ -600,16 +629,30 @@ fn a_broken_chunk_costs_no_more_than_itself() {
     let confused = Fault::status(416);
     let stale = Fault::Header("Range".into(), Some("0-5".into()));
     let absent = Fault::Header("Range".into(), None);
+    let bytes = sample(LONG);
     for fault in [resets, lost_answer, confused, stale, absent, Fault::status(503)] {
-        let registry = Registry::start();
-        registry.on("PATCH", "", 2..=2, fault.clone());
-        let bytes = sample(LONG);
-        let (digest, ..) =
-            run(push_made(&Client::new(config()), &reference(&registry, "a"), &bytes)).unwrap();
-        assert!(registry.blob("a", &digest).unwrap() == bytes, "{fault:?}");
-        assert!(registry.requests_for("PATCH", "").len() <= 4, "{fault:?}");
-        assert_eq!(registry.requests_for("POST", "uploads").len(), 1, "{fault:?}");
+        for made in [Made::in_memory(&bytes), Made::in_a_file(&bytes)] {
+            let registry = Registry::start();
+            registry.on("PATCH", "", 2..=2, fault.clone());
+            let (digest, ..) =
+                run(push_from(&Client::new(config()), &reference(&registry, "a"), made)).unwrap();
+            assert!(registry.blob("a", &digest).unwrap() == bytes, "{fault:?}");
+            assert!(registry.requests_for("PATCH", "").len() <= 4, "{fault:?}");
+            assert_eq!(registry.requests_for("POST", "uploads").len(), 1, "{fault:?}");
+        }
     }
+}
+
+#[test]
+fn what_is_in_a_file_goes_in_longer_and_longer_chunks() {
+    let registry = Registry::start();
+    let bytes = sample(LONG);
+    let made = Made::in_a_file(&bytes);
+    let (digest, ..) = run(push_from(&Client::new(config()), &reference(&registry, "a"), made)).unwrap();
+    assert!(registry.blob("a", &digest).unwrap() == bytes);
+    let patches = registry.requests_for("PATCH", "");
+    let ranges: Vec<_> = patches.iter().map(|patch| patch.header("content-range").unwrap()).collect();
+    assert_eq!(ranges, ["0-6291455".to_owned(), format!("6291456-{}", LONG - 1)]);
 }
 
 #[test]
