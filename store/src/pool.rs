@@ -24,15 +24,9 @@ pub fn threads() -> usize {
     pool().current_num_threads()
 }
 
-/// Does two things, at the same time if this is a thread of the pool: for
-/// [`LayerWriter::with`](image::layer::LayerWriter::with).
-pub fn both(one: &mut (dyn FnMut() + Send), other: &mut (dyn FnMut() + Send)) {
-    if rayon::current_thread_index().is_some() {
-        rayon::join(one, other);
-    } else {
-        one();
-        other();
-    }
+/// Starts a job whose result the pool does not carry: for [`LayerWriter::with`](image::layer::LayerWriter::with).
+pub fn aside(job: Box<dyn FnOnce() + Send>) {
+    pool().spawn(job);
 }
 
 /// A job that panicked, which is a bug.

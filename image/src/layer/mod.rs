@@ -7,16 +7,19 @@ pub mod entry;
 pub mod index;
 pub mod whiteout;
 
+mod aside;
 mod header;
 mod pax;
 
 pub mod archive;
+
 pub mod read;
 pub mod write;
 
 pub mod settle;
 
 pub use archive::{TarEntry, TarKind, TarReader};
+pub use aside::Spawn;
 pub use entry::{Entry, Kind};
 pub use index::LayerIndex;
 pub use read::index_tar;

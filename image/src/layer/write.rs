@@ -8,11 +8,12 @@ use std::io::{self, Read, Write};
 use bstr::{BString, ByteSlice};
 
 use super::archive::normalise;
+use super::aside::{Aside, Spawn};
 use super::entry::{Entry, Kind, SYMLINK_MODE};
 use super::header::{BLOCK, Fields, MAX_OCTAL_8, MAX_OCTAL_12};
 use super::index::{IndexError, LayerIndex, is_below, parent, path_cmp};
 use super::{pax, whiteout};
-use crate::digest::{ContentDigest, DiffId, Hasher};
+use crate::digest::{ContentDigest, DiffId};
 
 /// Where a file's bytes come from, and what is known of them.
 #[expect(missing_debug_implementations, reason = "readers have none")]
@@ -81,22 +82,13 @@ impl From<IndexError> for WriteError {
 /// How many bytes are hashed and written at once.
 pub const BUFFER: usize = 1 << 19;
 
-/// Waking another thread takes longer than hashing this many bytes.
-const ONE_THREAD: usize = 256 << 10;
-
-/// Does two things, in any order or at the same time.
-pub type Both = fn(&mut (dyn FnMut() + Send), &mut (dyn FnMut() + Send));
-
 /// Writes a layer, entry by entry in the order of [`path_cmp`].
 pub struct LayerWriter<W> {
     out: W,
     // `filled` bytes that are not yet hashed and written.
     buffer: Vec<u8>,
     filled: usize,
-    // As long as `buffer`, once it was needed: what comes next is read into it while that is hashed.
-    spare: Vec<u8>,
-    hasher: Hasher,
-    both: Both,
+    sha256: Aside,
     // Where the next byte goes.
     position: u64,
     entries: Vec<Entry>,
@@ -116,21 +108,16 @@ impl<W> std::fmt::Debug for LayerWriter<W> {
 impl<W: Write + Send> LayerWriter<W> {
     /// Starts a layer that is written to `out`, in large pieces.
     pub fn new(out: W) -> Self {
-        Self::with(out, |one, other| {
-            one();
-            other();
-        })
+        Self::with(out, None)
     }
 
-    /// The same for a caller who can do things at the same time: hash what there is, write it and read what comes next.
-    pub fn with(out: W, both: Both) -> Self {
+    /// The same for a caller who has threads: with `spawn`, what was written is hashed while more is read.
+    pub fn with(out: W, spawn: Option<Spawn>) -> Self {
         Self {
             out,
             buffer: vec![0; BUFFER],
             filled: 0,
-            spare: Vec::new(),
-            hasher: Hasher::sha256(),
-            both,
+            sha256: Aside::new(spawn),
             position: 0,
             entries: vec![Entry::implied(b"")],
             ancestors: vec![0],
@@ -190,9 +177,9 @@ impl<W: Write + Send> LayerWriter<W> {
     /// Ends the archive and gives the index.
     pub fn finish(mut self) -> Result<(W, LayerIndex), WriteError> {
         self.put(&[0; 2 * BLOCK])?;
-        self.flush()?;
-        self.out.flush().map_err(WriteError::Write)?;
-        let diff_id = DiffId(self.hasher.finish());
+        let rest = &self.buffer[..self.filled];
+        self.out.write_all(rest).and_then(|()| self.out.flush()).map_err(WriteError::Write)?;
+        let diff_id = DiffId(self.sha256.finish(rest));
         let index = LayerIndex::new(self.entries, diff_id, self.position)?;
         Ok((self.out, index))
     }
@@ -385,25 +372,11 @@ impl<W: Write + Send> LayerWriter<W> {
         let mut hasher = hash.then(blake3::Hasher::new);
         let mut left = *size;
         while left > 0 {
-            let read = if self.filled < BUFFER {
-                let room = room(&mut self.buffer[self.filled..], left);
-                fill(reader, room, hasher.as_mut())
-            } else {
-                self.filled = 0;
-                self.spare.resize(BUFFER, 0);
-                std::mem::swap(&mut self.buffer, &mut self.spare);
-                let Self { out, buffer: next, spare: full, hasher: sha256, .. } = self;
-                let (mut written, mut read) = (Ok(()), Ok(0));
-                (self.both)(&mut || sha256.update(full), &mut || {
-                    written = out.write_all(full);
-                    if written.is_ok() {
-                        read = fill(reader, room(next, left), hasher.as_mut());
-                    }
-                });
-                written.map_err(WriteError::Write)?;
-                read
-            };
-            let n = read.map_err(read_error)?;
+            if self.filled == BUFFER {
+                self.flush()?;
+            }
+            let room = room(&mut self.buffer[self.filled..], left);
+            let n = fill(reader, room, hasher.as_mut()).map_err(read_error)?;
             if n == 0 {
                 return Err(size_error(*size - left));
             }
@@ -444,19 +417,13 @@ impl<W: Write + Send> LayerWriter<W> {
         self.put(&[0; BLOCK][..padding as usize])
     }
 
+    /// Writes the full buffer, and has it hashed.
     fn flush(&mut self) -> Result<(), WriteError> {
-        let Self { out, hasher, .. } = self;
-        let bytes = &self.buffer[..self.filled];
-        let written = if bytes.len() < ONE_THREAD {
-            hasher.update(bytes);
-            out.write_all(bytes)
-        } else {
-            let mut written = Ok(());
-            (self.both)(&mut || hasher.update(bytes), &mut || written = out.write_all(bytes));
-            written
-        };
+        self.out.write_all(&self.buffer).map_err(WriteError::Write)?;
+        self.buffer = self.sha256.hash(std::mem::take(&mut self.buffer));
+        self.buffer.resize(BUFFER, 0);
         self.filled = 0;
-        written.map_err(WriteError::Write)
+        Ok(())
     }
 }
 
@@ -534,12 +501,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_layer_on_two_threads() {
-        let both: Both = |one, other| {
-            std::thread::scope(|scope| {
-                scope.spawn(one);
-                other();
-            });
-        };
+        let spawn: Option<Spawn> = Some(|job| drop(std::thread::spawn(job)));
         let mut noise = vec![0; 4 * BUFFER];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         for size in [0, 1, BUFFER - BLOCK, BUFFER, BUFFER + 1, 3 * BUFFER + 77] {
@@ -555,10 +517,10 @@ mod tests {
             };
             let (tar, index) = write(LayerWriter::new(Vec::new()), size).unwrap();
             assert!(index_tar(&tar[..], io::sink()).unwrap() == index, "{size}");
-            let (other_tar, other_index) = write(LayerWriter::with(Vec::new(), both), size).unwrap();
+            let (other_tar, other_index) = write(LayerWriter::with(Vec::new(), spawn), size).unwrap();
             assert!(other_tar == tar && other_index == index, "{size}");
             if size > 0 {
-                let error = write(LayerWriter::with(Vec::new(), both), size - 1).unwrap_err();
+                let error = write(LayerWriter::with(Vec::new(), spawn), size - 1).unwrap_err();
                 assert!(
                     matches!(error, WriteError::Size { actual, .. } if actual == size as u64 - 1),
                     "{size}"
