@@ -36,12 +36,12 @@ impl Digest {
 
     /// The hash in lower-case hex, what stands after the colon.
     pub fn hex(&self) -> String {
-        hex::encode(self.bytes())
+        lower_hex(self.bytes())
     }
 
     /// The first 12 hex digits, for people.
     pub fn short(&self) -> String {
-        hex::encode(&self.bytes()[..6])
+        lower_hex(&self.bytes()[..6])
     }
 
     /// The raw hash.
@@ -57,6 +57,13 @@ impl Digest {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid digest {0:?}: expected sha256:<64 lower-case hex digits> or sha512:<128>")]
 pub struct DigestError(pub String);
+
+/// Like `hex::encode`, which goes character by character.
+fn lower_hex(bytes: &[u8]) -> String {
+    let mut text = vec![0; 2 * bytes.len()];
+    hex::encode_to_slice(bytes, &mut text).expect("it is twice as long");
+    String::from_utf8(text).expect("digits and letters")
+}
 
 impl FromStr for Digest {
     type Err = DigestError;
@@ -177,7 +184,7 @@ impl ContentDigest {
 
     /// The hash in lower-case hex.
     pub fn hex(&self) -> String {
-        hex::encode(self.0)
+        lower_hex(&self.0)
     }
 }
 
@@ -189,7 +196,7 @@ impl fmt::Display for ContentDigest {
 
 impl fmt::Debug for ContentDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "blake3:{}", hex::encode(&self.0[..6]))
+        write!(f, "blake3:{}", lower_hex(&self.0[..6]))
     }
 }
 

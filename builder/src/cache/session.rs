@@ -27,6 +27,8 @@ pub(crate) struct BuildCache<'a> {
     imports: Rc<Imports>,
     /// Older records do not count.
     ttl: Option<Duration>,
+    /// Whether somebody will ask what was used.
+    notes: bool,
     used: RefCell<Used>,
 }
 
@@ -42,12 +44,12 @@ pub(crate) struct Used {
 }
 
 impl<'a> BuildCache<'a> {
-    /// The cache that is kept in `root`, then `imports`.
-    pub(crate) fn new(root: &'a Root, imports: Rc<Imports>, ttl: Option<Duration>) -> Self {
-        Self { store: StoreCache::new(root), root, imports, ttl, used: RefCell::default() }
+    /// The cache that is kept in `root`, then `imports`. Without `notes` it does not note what is used.
+    pub(crate) fn new(root: &'a Root, imports: Rc<Imports>, ttl: Option<Duration>, notes: bool) -> Self {
+        Self { store: StoreCache::new(root), root, imports, ttl, notes, used: RefCell::default() }
     }
 
-    /// What was used so far.
+    /// What was noted so far.
     pub(crate) fn into_used(self) -> Used {
         self.used.into_inner()
     }
@@ -62,6 +64,9 @@ impl<'a> BuildCache<'a> {
     }
 
     fn note(&self, key: CacheKey, record: &Record, hit: bool) {
+        if !self.notes {
+            return;
+        }
         let mut used = self.used.borrow_mut();
         // What ran in this build and is found again is no hit.
         if hit && !used.records.contains_key(&key) {
@@ -70,6 +75,12 @@ impl<'a> BuildCache<'a> {
             used.hits.remove(&key);
         }
         used.records.insert(key, record.clone());
+    }
+
+    fn note_memo(&self, result: ResultDigest, selector: ContentDigest, selected: ContentDigest) {
+        if self.notes {
+            self.used.borrow_mut().memo.insert((result, selector), selected);
+        }
     }
 
     fn is_too_old(&self, key: CacheKey) -> bool {
@@ -124,7 +135,7 @@ impl Cache for BuildCache<'_> {
 
     fn memo(&self, result: ResultDigest, selector: ContentDigest) -> Option<ContentDigest> {
         let found = self.store.memo(result, selector)?;
-        self.used.borrow_mut().memo.insert((result, selector), found);
+        self.note_memo(result, selector, found);
         Some(found)
     }
 
@@ -138,14 +149,14 @@ impl Cache for BuildCache<'_> {
         }
         let ask = async move {
             let found = self.imports.memo(result, selector).await?;
-            self.used.borrow_mut().memo.insert((result, selector), found);
+            self.note_memo(result, selector, found);
             Some(found)
         };
         Some(ask.boxed_local())
     }
 
     fn set_memo(&self, result: ResultDigest, selector: ContentDigest, selected: ContentDigest) {
-        self.used.borrow_mut().memo.insert((result, selector), selected);
+        self.note_memo(result, selector, selected);
         self.store.set_memo(result, selector, selected);
     }
 

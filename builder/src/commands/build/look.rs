@@ -67,7 +67,7 @@ impl Build<'_> {
             images.clone(),
             events.clone(),
         );
-        let cache = BuildCache::new(self.root, imports, self.request.cache_ttl);
+        let cache = BuildCache::new(self.root, imports, self.request.cache_ttl, false);
         let options = self.driver_options(converted, cancel);
         let solved = driver::solve(definition, &wanted, &worker, &cache, &*events, &options).await;
         drop(events);

@@ -65,7 +65,9 @@ impl Build<'_> {
                 };
                 let options = self.options(contexts, Some(imports))?;
                 let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
-                let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl);
+                // For what is exported, and for the summary.
+                let notes = !self.request.cache_from.is_empty() || !self.request.cache_to.is_empty();
+                let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl, notes);
                 let options = self.driver_options(&converted, cancel);
                 let solved =
                     driver::solve(&converted.definition, &wanted, &worker, &cache, &*events, &options).await;
