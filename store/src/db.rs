@@ -2,8 +2,8 @@
 //!
 //! SQLite in WAL mode. Opened at the first use; opening a database that exists runs no DDL and reads one page. Every
 //! change is one `BEGIN IMMEDIATE` transaction. `synchronous=NORMAL`: a power loss may take the last transactions, never
-//! tear one. What the database says about *files* is only believed after the file's size was looked at, and, if the
-//! file was not known to be on disk, only within the [`Epoch`](crate::root::Epoch) in which it was written.
+//! tear one. What the database says about *files* is only believed by whoever uses one after its size was looked at, and,
+//! if the file was not known to be on disk, only within the [`Epoch`](crate::root::Epoch) in which it was written.
 //!
 //! A damaged database is moved aside and begun anew: a cache lost, not a store lost.
 
