@@ -602,6 +602,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_listed_is_looked_at_when_it_is_wanted() {
+        let (_dir, root) = root();
+        let (kept, gone) = (store(&root, 1).diff_id, store(&root, 2).diff_id);
+        let unknown = DiffId(Digest::of(b"unknown"));
+        let layers = root.layers();
+        fs::remove_file(layers.tar_path(&gone)).unwrap();
+        assert_eq!(layers.listed(&[unknown, kept, gone]).unwrap(), [false, true, true]);
+        assert!(layers.contains(&kept).unwrap() && !layers.contains(&gone).unwrap());
+        assert_eq!(layers.listed(&[unknown, kept, gone]).unwrap(), [false, true, false]);
+    }
+
+    #[test]
     fn a_layer_that_is_made_again_replaces_a_damaged_one() {
         let (dir, root) = root();
         let stored = store(&root, 1);
@@ -647,6 +659,7 @@ pub(crate) mod tests {
         drop(root);
         let root = Root::open(&dir.path().join("root")).unwrap();
         assert!(root.layers().contains(&synced).unwrap() && root.blobs().contains(&blob).unwrap());
+        assert_eq!(root.layers().listed(&[synced, lost]).unwrap(), [true, false]);
         assert!(!root.layers().contains(&lost).unwrap() && !root.blobs().contains(&lost_blob).unwrap());
         store(&root, 1);
         assert!(root.layers().contains(&lost).unwrap());

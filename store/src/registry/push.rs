@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use image::{Descriptor, Digest, Reference};
@@ -31,6 +32,8 @@ use super::{Client, Progress};
 const CHUNK: u64 = 6 << 20;
 /// The longest chunk: registries wait for their disk after each.
 const LONGEST_CHUNK: u64 = 48 << 20;
+/// After a chunk that took less, the next one may be longer.
+const QUICK: Duration = Duration::from_secs(1);
 /// Pieces that a body is handed to the connection in: small enough to see it move.
 const FRAME: usize = 64 << 10;
 /// Fresh uploads that are begun for one blob while the registry forgets the old ones.
@@ -183,12 +186,15 @@ impl Client {
         let sent = async {
             let (mut chunk, mut length) = (first, CHUNK);
             loop {
+                let began = Instant::now();
                 upload.patch(chunk).await?;
                 if let Some(end) = maker.end {
                     return Ok(Some(end));
                 }
-                // Short ones first, so that the network need not wait.
-                length = (2 * length).min(LONGEST_CHUNK);
+                // Longer ones where the network is fast: on a slow one much would be lost with a connection.
+                if began.elapsed() < QUICK {
+                    length = (2 * length).min(LONGEST_CHUNK);
+                }
                 chunk = maker.chunk(length).await?;
                 // Nothing but the end was left.
                 if chunk.len() == 0 {
