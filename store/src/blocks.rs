@@ -59,8 +59,8 @@ pub(crate) fn pack(
     let long = layers.size(diff_id)?.is_some_and(|size| size >= LONG);
     let blocks = (long && compression.algorithm == Algorithm::Gzip).then(|| Blocks::new(root));
     let copy = match keep {
-        true => Some(Copy::new(root)?),
-        false => blocks.as_ref().and_then(|_| Copy::new(root).ok()),
+        true => Some(KeptBlob::new(root)?),
+        false => blocks.as_ref().and_then(|_| KeptBlob::new(root).ok()),
     };
     let mut sink = Copied { take, copy, keep };
     let compressed = match &blocks {
@@ -98,14 +98,14 @@ impl Read for Verified {
 }
 
 /// A blob that stays here.
-struct Copy {
+struct KeptBlob {
     file: TempFile,
     // The same, for whoever reads what was written.
     shared: Arc<File>,
     len: u64,
 }
 
-impl Copy {
+impl KeptBlob {
     fn new(root: &Root) -> Result<Self, StoreError> {
         let file = root.temp_file()?;
         let shared = file.file().try_clone().map_err(StoreError::io("open", file.path()))?;
@@ -124,7 +124,7 @@ impl Copy {
 /// written is given up.
 struct Copied<T> {
     take: T,
-    copy: Option<Copy>,
+    copy: Option<KeptBlob>,
     keep: bool,
 }
 
