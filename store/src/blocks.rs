@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use image::digest::Hasher;
+use image::digest::{Verified, VerifyError};
 use image::{DiffId, Digest};
 use rusqlite::OptionalExtension;
 
@@ -54,24 +54,30 @@ pub(crate) fn pack(
     take: impl FnMut(Packed<'_>) -> io::Result<()> + Send,
 ) -> Result<Compressed, PackError> {
     let layers = root.layers();
-    let verify = matches!(diff_id.0, Digest::Sha256(_)) && !layers.is_in_memory(diff_id);
-    let mut tar = Verified { tar: layers.open_tar(diff_id)?, hasher: verify.then(Hasher::sha256) };
-    let long = layers.size(diff_id)?.is_some_and(|size| size >= LONG);
-    let blocks = (long && compression.algorithm == Algorithm::Gzip).then(|| Blocks::new(root));
+    let tar = layers.open_tar(diff_id)?;
+    let size = tar.metadata().map_err(StoreError::io("read", layers.tar_path(diff_id)))?.len();
+    let tar: Box<dyn Read + Send> = match layers.is_in_memory(diff_id) {
+        true => Box::new(tar),
+        false => Box::new(Verified::new(tar, diff_id.0, size)),
+    };
+    let blocks = (size >= LONG && compression.algorithm == Algorithm::Gzip).then(|| Blocks::new(root));
     let copy = match keep {
         true => Some(KeptBlob::new(root)?),
         false => blocks.as_ref().and_then(|_| KeptBlob::new(root).ok()),
     };
     let mut sink = Copied { take, copy, keep };
     let compressed = match &blocks {
-        Some(blocks) => compress_with(&mut tar, compression, &mut sink, blocks)?,
-        None => compress_with(&mut tar, compression, &mut sink, &())?,
+        Some(blocks) => compress_with(tar, compression, &mut sink, blocks),
+        None => compress_with(tar, compression, &mut sink, &()),
     };
-    if tar.hasher.is_some_and(|hasher| hasher.finish() != diff_id.0) {
-        // The file has its right length and other bytes: a disk that lies, or somebody was in there.
-        layers.remove(diff_id)?;
-        return Err(StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
-    }
+    let compressed = match compressed {
+        Err(CompressError::Io(error)) if error.get_ref().is_some_and(|inner| inner.is::<VerifyError>()) => {
+            // The file has other bytes than it had: a disk that lies, or somebody was in there.
+            layers.remove(diff_id)?;
+            return Err(StoreError::Missing { what: "layer", name: diff_id.to_string() }.into());
+        }
+        other => other?,
+    };
     let Some(copy) = sink.copy else { return Ok(compressed) };
     let kept = root.blobs().publish(copy.file, compressed.digest, compressed.size);
     let kept = kept.and_then(|()| blocks.map_or(Ok(()), |blocks| blocks.keep(&compressed.digest)));
@@ -79,22 +85,6 @@ pub(crate) fn pack(
         kept?;
     }
     Ok(compressed)
-}
-
-/// A tar that is hashed while it is read, if it is to be verified.
-struct Verified {
-    tar: File,
-    hasher: Option<Hasher>,
-}
-
-impl Read for Verified {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.tar.read(buf)?;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&buf[..n]);
-        }
-        Ok(n)
-    }
 }
 
 /// A blob that stays here.

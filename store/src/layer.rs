@@ -96,12 +96,11 @@ impl Layers {
     /// Which of `diff_ids` are here by what the database says. Their files are not looked at: whoever needs one does.
     pub fn listed(&self, diff_ids: &[DiffId]) -> Result<Vec<bool>, StoreError> {
         let rows = self.rows(diff_ids)?;
-        let listed = rows.iter().zip(diff_ids).map(|(row, diff_id)| {
-            let row = row.as_ref().filter(|row| self.believes(row))?;
-            self.note_use(diff_id, row);
-            Some(())
+        let listed = diff_ids.iter().zip(rows).map(|(diff_id, row)| {
+            let row = row.filter(|row| self.believes(row));
+            row.inspect(|row| self.note_use(diff_id, row)).is_some()
         });
-        Ok(listed.map(|row| row.is_some()).collect())
+        Ok(listed.collect())
     }
 
     /// Whether it can be made present without making it again: a compressed form is here, or known to be at a registry.

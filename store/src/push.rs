@@ -457,14 +457,28 @@ struct BlobSource {
 }
 
 impl Source for BlobSource {
+    /// Not on the pool, whose threads may be long at work on other layers: the file is read when its bytes are sent.
     fn open(&self) -> mpsc::Receiver<Piece> {
-        let (root, blob) = (self.root.clone(), self.blob.clone());
-        on_pool(move |pieces| {
-            let file = Arc::new(root.blobs().open(&blob.digest)?);
-            let size = file.metadata()?.len();
-            pieces.stored(Stretch { file, at: 0, len: size })?;
-            Ok((blob.digest, size))
-        })
+        let (sender, receiver) = mpsc::channel(2);
+        let pieces = match self.whole() {
+            Ok(whole) => {
+                let end = Piece::End { digest: self.blob.digest, size: whole.len };
+                vec![Piece::Stored(whole), end]
+            }
+            Err(error) => vec![Piece::Failed(error)],
+        };
+        for piece in pieces {
+            sender.try_send(piece).expect("there is room for two");
+        }
+        receiver
+    }
+}
+
+impl BlobSource {
+    fn whole(&self) -> Result<Stretch, Box<dyn std::error::Error + Send + Sync>> {
+        let file = self.root.blobs().open(&self.blob.digest)?;
+        let len = file.metadata()?.len();
+        Ok(Stretch { file: Arc::new(file), at: 0, len })
     }
 }
 

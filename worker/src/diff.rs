@@ -109,7 +109,7 @@ pub fn write_entries<W: Write + Send>(
     entries: Vec<Entry>,
     out: W,
 ) -> Result<(W, LayerIndex), DiffError> {
-    let mut layer = LayerWriter::with(out, Some(store::pool::aside));
+    let mut layer = LayerWriter::with(out, store::pool::aside);
     for entry in entries {
         if let Kind::File { size: 1.., .. } = entry.kind {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK;

@@ -161,7 +161,7 @@ pub fn run<W: Write + Send>(
         }
         apply(action, &mut draft, base, &mut files, options)?;
     }
-    let mut layer = LayerWriter::with(Until::new(out, cancel), Some(pool::aside));
+    let mut layer = LayerWriter::with(Until::new(out, cancel), pool::aside);
     let directories: Vec<Arc<Directory>> =
         inputs.iter().filter_map(|input| input.directory.clone()).collect();
     let mut batches = ahead::batches(draft.finish(), options.earlier.as_ref()).into_iter();

@@ -318,6 +318,11 @@ impl BuildRequest {
             || matches!(self.dockerfile, DockerfileSource::Remote(_))
     }
 
+    /// Whether caches of other builders are read or written.
+    pub(crate) fn shares_caches(&self) -> bool {
+        !self.cache_from.is_empty() || !self.cache_to.is_empty()
+    }
+
     /// A build argument that is true or false; false if it is not given.
     pub(crate) fn flag_arg(&self, name: &str) -> Result<bool, Failure> {
         let given = self.build_args.iter().rev().find(|(known, _)| known == name);

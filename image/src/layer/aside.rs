@@ -10,7 +10,7 @@ pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 /// A SHA-256 of buffers, of which one may be waiting or be worked on.
 pub(super) struct Aside {
     shared: Arc<Shared>,
-    spawn: Option<Spawn>,
+    spawn: Spawn,
 }
 
 struct Shared {
@@ -28,23 +28,18 @@ enum State {
 }
 
 impl Aside {
-    /// Without `spawn` all is done on the thread that asks for it.
-    pub(super) fn new(spawn: Option<Spawn>) -> Self {
+    /// With a `spawn` that drops its jobs all is done on the thread that asks for it.
+    pub(super) fn new(spawn: Spawn) -> Self {
         let state = Mutex::new(State::Idle(Hasher::sha256(), Vec::new()));
         Self { shared: Arc::new(Shared { state, returned: Condvar::new() }), spawn }
     }
 
     /// Hashes all of `buffer`, now or later. Gives a buffer to go on with, of whatever length and content.
     pub(super) fn hash(&self, buffer: Vec<u8>) -> Vec<u8> {
-        let (mut hasher, free) = self.shared.idle();
-        let Some(spawn) = self.spawn else {
-            hasher.update(&buffer);
-            self.shared.put(State::Idle(hasher, free));
-            return buffer;
-        };
+        let (hasher, free) = self.shared.idle();
         self.shared.put(State::Waiting(hasher, buffer));
         let shared = self.shared.clone();
-        spawn(Box::new(move || shared.work()));
+        (self.spawn)(Box::new(move || shared.work()));
         free
     }
 
@@ -97,7 +92,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn digest(spawn: Option<Spawn>) -> Digest {
+    fn digest(spawn: Spawn) -> Digest {
         let aside = Aside::new(spawn);
         let mut buffer = Vec::new();
         for n in 0..200_u8 {
@@ -112,9 +107,8 @@ mod tests {
     fn it_is_the_same_digest_whoever_works() {
         let all: Vec<u8> = (0..200_u8).flat_map(|n| vec![n; 1 + usize::from(n) * 300]).collect();
         let expected = Digest::of(&[&all[..], b"rest"].concat());
-        assert_eq!(digest(None), expected);
-        assert_eq!(digest(Some(|job| job())), expected, "at once");
-        assert_eq!(digest(Some(drop)), expected, "never");
-        assert_eq!(digest(Some(|job| drop(std::thread::spawn(job)))), expected, "at some time");
+        assert_eq!(digest(|job| job()), expected, "at once");
+        assert_eq!(digest(drop), expected, "never");
+        assert_eq!(digest(|job| drop(std::thread::spawn(job))), expected, "at some time");
     }
 }

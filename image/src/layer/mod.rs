@@ -12,7 +12,6 @@ mod header;
 mod pax;
 
 pub mod archive;
-
 pub mod read;
 pub mod write;
 

@@ -108,11 +108,11 @@ impl<W> std::fmt::Debug for LayerWriter<W> {
 impl<W: Write + Send> LayerWriter<W> {
     /// Starts a layer that is written to `out`, in large pieces.
     pub fn new(out: W) -> Self {
-        Self::with(out, None)
+        Self::with(out, drop)
     }
 
     /// The same for a caller who has threads: with `spawn`, what was written is hashed while more is read.
-    pub fn with(out: W, spawn: Option<Spawn>) -> Self {
+    pub fn with(out: W, spawn: Spawn) -> Self {
         Self {
             out,
             buffer: vec![0; BUFFER],
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_layer_on_two_threads() {
-        let spawn: Option<Spawn> = Some(|job| drop(std::thread::spawn(job)));
+        let spawn: Spawn = |job| drop(std::thread::spawn(job));
         let mut noise = vec![0; 4 * BUFFER];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         for size in [0, 1, BUFFER - BLOCK, BUFFER, BUFFER + 1, 3 * BUFFER + 77] {

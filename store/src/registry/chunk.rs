@@ -47,6 +47,12 @@ pub(super) enum Part {
     Stored(Stretch),
 }
 
+impl Default for Part {
+    fn default() -> Self {
+        Self::Memory(Bytes::new())
+    }
+}
+
 impl Part {
     pub(super) fn len(&self) -> u64 {
         match self {

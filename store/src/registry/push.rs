@@ -550,7 +550,7 @@ struct Maker {
 
 impl Maker {
     fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { pieces, left: Part::Memory(Bytes::new()), end: None }
+        Self { pieces, left: Part::default(), end: None }
     }
 
     /// The next `length` bytes, or fewer: no more than [`CHUNK`] in memory, and all that are left before the end, which is
@@ -570,7 +570,7 @@ impl Maker {
             if let Part::Memory(bytes) = &self.left {
                 memory += bytes.len() as u64;
             }
-            chunk.push(std::mem::replace(&mut self.left, Part::Memory(Bytes::new())));
+            chunk.push(std::mem::take(&mut self.left));
             match self.pieces.recv().await {
                 Some(Piece::Data(bytes)) => self.left = Part::Memory(bytes),
                 Some(Piece::Stored(stretch)) => self.left = Part::Stored(stretch),

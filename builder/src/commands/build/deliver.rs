@@ -49,7 +49,7 @@ impl Build<'_> {
         imports: &Imports,
         exports: &Exports,
     ) -> Option<String> {
-        if self.request.cache_from.is_empty() && self.request.cache_to.is_empty() {
+        if !self.request.shares_caches() {
             return None;
         }
         let hits = || made.iter().flat_map(|made| made.used.hits.iter().map(|key| &made.used.records[key]));

@@ -66,7 +66,7 @@ impl Build<'_> {
                 let options = self.options(contexts, Some(imports))?;
                 let worker = Worker::new(self.root.clone(), options, images.clone(), events.clone());
                 // For what is exported, and for the summary.
-                let notes = !self.request.cache_from.is_empty() || !self.request.cache_to.is_empty();
+                let notes = self.request.shares_caches();
                 let cache = BuildCache::new(self.root, imports.clone(), self.request.cache_ttl, notes);
                 let options = self.driver_options(&converted, cancel);
                 let solved =
