@@ -15,12 +15,13 @@ use store::temp::WorkDir;
 
 use crate::failure::{Class, Failure, OrFail as _};
 
-/// Starts the agent, waits for its socket (five seconds), adds the keys, and stays until nobody holds its input.
+/// Starts the agent, waits until it answers (five seconds; 1: it has no keys), adds the keys, and stays until nobody holds its
+/// input. That its socket is there does not say that it listens.
 const SCRIPT: &str = r#"
 ssh-agent -D -a "$SSH_AUTH_SOCK" >/dev/null &
 trap "kill $! 2>/dev/null" EXIT
 tries=0
-until [ -S "$SSH_AUTH_SOCK" ]; do
+until ssh-add -l >/dev/null 2>&1 || [ $? -eq 1 ]; do
     tries=$((tries + 1))
     [ $tries -lt 100 ] || { echo "ssh-agent does not start" >&2; exit 1; }
     sleep 0.05
